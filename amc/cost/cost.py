@@ -1,0 +1,46 @@
+"""What a layer table costs on paper: macs, params, memory_bytes, and milliseconds where a device is known."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from amc.network.layers import LayerTable
+
+Metric = Literal["macs", "params", "memory_bytes", "latency_ms"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The costs of one network for one image. 1 MAC (multiply-accumulate) = 2 FLOPs."""
+
+    macs: int
+    params: int
+    memory_bytes: int  # weights plus the peak of live activations, fp32
+    latency_ms: float | None = None  # on a measured device only
+
+    def __getitem__(self, metric: Metric) -> float:
+        """One of the costs, by name.
+
+        Raises:
+            ValueError: the metric is latency_ms and there is no device.
+        """
+        value: float | None = getattr(self, metric)
+        if value is None:
+            raise ValueError(f"{metric} is not known without a device")
+        return value
+
+    def as_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+    def ratios(self, original: Cost) -> dict[str, float | None]:
+        """Each cost as a part of the original's."""
+        pairs = {metric: (getattr(self, metric), getattr(original, metric)) for metric in METRICS}
+        return {metric: None if a is None or not b else a / b for metric, (a, b) in pairs.items()}
+
+
+def cost_of(table: LayerTable) -> Cost:
+    """The costs of a layer table."""
+    params = table.params
+    return Cost(table.macs, params, 4 * params + table.activations.peak_bytes())

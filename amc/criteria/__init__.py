@@ -1,0 +1,16 @@
+"""Criteria: which channels stay.
+
+A criterion is a pure function (group, network, grams) -> scores (atoms,): the atoms with the highest stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from amc.network.groups import ChannelGroup
+from amc.network.layers import Network
+from amc.surgery.reconstruct import GramMatrices
+
+Criterion = Callable[[ChannelGroup, Network, GramMatrices | None], Tensor]

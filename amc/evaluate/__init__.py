@@ -1,0 +1,1 @@
+"""Data, the way from a strategy to its accuracy, and rewards."""

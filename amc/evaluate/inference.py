@@ -1,0 +1,107 @@
+"""Run a network over many images as fast as this machine allows, without changing what it computes.
+
+BatchNorms are folded into the layers they follow, memory is channels-last, and bf16 is used where the processor has units for it and the
+accuracy of the untouched network agrees with fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from amc.evaluate.data import Dataset, Images
+from amc.evaluate.rewards import Score
+from amc.network.layers import IntArray, evaluating
+
+Precision = Literal["auto", "fp32", "bf16"]
+AGREEMENT = 0.002  # the accuracy by which bf16 may differ from fp32
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Some images of a dataset, to measure on."""
+
+    dataset: Dataset
+    pixels: Tensor  # uint8 (n, C, H, W)
+    labels: Tensor  # int64 (n,)
+
+    @classmethod
+    def of(cls, dataset: Dataset, images: Images, indices: IntArray) -> ImageSet:
+        return cls(dataset, images.fetch(indices), torch.from_numpy(images.labels[indices]))
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Normalised float32 batches (size, C, H, W)."""
+        for pixels in self.pixels.split(size):
+            yield self.dataset.normalise(pixels)
+
+    @property
+    def normalised(self) -> Tensor:
+        return self.dataset.normalise(self.pixels)
+
+
+def has_bf16_units() -> bool:
+    """Whether this processor multiplies bf16 in hardware."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def prepared(model: nn.Module, folds: tuple[tuple[str, str], ...], bf16: bool) -> nn.Module:
+    """A copy for inference only: BatchNorms folded away, channels last, and bf16 if asked."""
+    fast = copy.deepcopy(model).eval()
+    modules = dict(fast.named_modules())
+    for layer, norm in folds:
+        first, second = modules.get(layer), modules.get(norm)
+        if not isinstance(second, nn.modules.batchnorm._BatchNorm):
+            continue
+        if isinstance(first, nn.Conv2d):
+            _replace(fast, layer, fuse_conv_bn_eval(first, second))
+        elif isinstance(first, nn.Linear):
+            _replace(fast, layer, fuse_linear_bn_eval(first, second))
+        else:
+            continue
+        _replace(fast, norm, nn.Identity())
+    if bf16:
+        fast = fast.to(torch.bfloat16)
+    return fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
+def batch_size(activation_bytes: int) -> int:
+    """How many images at once: about 100 MB of activations (measured: larger batches leave the cache)."""
+    return int(min(250, max(8, 100e6 // max(1, activation_bytes))))
+
+
+def logits(
+    model: nn.Module, images: ImageSet, size: int, bf16: bool, on_batch: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """The network's outputs, float32 (n, classes)."""
+    outputs = []
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    with evaluating(model):
+        for number, batch in enumerate(images.batches(size)):
+            ready = batch.to(dtype=dtype, memory_format=torch.channels_last)
+            outputs.append(model(ready).float())
+            if on_batch is not None:
+                on_batch(min((number + 1) * size, len(images.labels)), len(images.labels))
+    return torch.cat(outputs)
+
+
+def score(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) -> Score:
+    """Accuracy, cross-entropy, and KL from the original network's outputs (0 where there are none)."""
+    correct = (outputs.argmax(1) == labels).double().mean()
+    entropy = F.cross_entropy(outputs.double(), labels)
+    divergence = torch.zeros(())
+    if reference is not None:
+        ours, theirs = outputs.double().log_softmax(1), reference.double().log_softmax(1)
+        divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return Score(float(correct), float(entropy), float(divergence))

@@ -1,0 +1,70 @@
+"""Rewards: pure functions (score, cost, original, budget) -> float, higher is better (AMC, section 3.4).
+
+With a budget that the environment keeps, `accuracy` is the paper's R_err. Those with a logarithm are for a search without a hard
+budget ("accuracy-guaranteed": set budget.ratio to 1). A user's own is named ``module:function``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from amc.cost.budget import Budget
+from amc.cost.cost import Cost, Metric
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a network is on one set of images."""
+
+    accuracy: float  # in [0, 1]
+    cross_entropy: float  # nats an image
+    kl: float  # nats an image, from the original network's outputs: KL(original || this)
+
+
+Reward = Callable[[Score, Cost, Cost, Budget], float]
+
+
+def accuracy(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
+    """R_err = -error."""
+    return score.accuracy - 1
+
+
+def cross_entropy(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
+    """Minus the cross-entropy: far less sampling noise than the accuracy, on the same images."""
+    return -score.cross_entropy
+
+
+def kl(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
+    """Minus the KL divergence from the original network's outputs: needs no labels."""
+    return -score.kl
+
+
+def macs(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
+    """R_FLOPs = -error * log(MACs)."""
+    return _accuracy_guaranteed(score, cost, "macs")
+
+
+def params(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
+    """R_Param = -error * log(params)."""
+    return _accuracy_guaranteed(score, cost, "params")
+
+
+def memory(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
+    """-error * log(memory_bytes)."""
+    return _accuracy_guaranteed(score, cost, "memory_bytes")
+
+
+def latency(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
+    """-error * log(latency in microseconds), so that the logarithm is positive."""
+    return -(1 - score.accuracy) * math.log(max(1e3 * cost["latency_ms"], math.e))
+
+
+def mnasnet(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
+    """accuracy * (cost / limit) ** -0.07 in the budget's metric, as a soft constraint (Tan et al., CVPR 2019, eq. 2)."""
+    return score.accuracy * (cost[budget.metric] / budget.limit) ** -0.07
+
+
+def _accuracy_guaranteed(score: Score, cost: Cost, metric: Metric) -> float:
+    return -(1 - score.accuracy) * math.log(cost[metric])

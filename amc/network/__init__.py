@@ -1,0 +1,1 @@
+"""Networks: their layer table, their coupled channels, and where they come from."""

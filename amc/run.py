@@ -1,0 +1,236 @@
+"""The run directory: one search, one resolved config, one seed.
+
+The journal ``episodes.jsonl`` is append-only and the only source of truth: everything else is derived from it or can be. Whatever else is
+written is written aside first and then renamed, so a run killed at any moment is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from amc.config import Config, load_config, to_yaml
+from amc.cost.cost import Cost
+from amc.errors import UserError
+from amc.evaluate.evaluator import Outcome
+from amc.evaluate.rewards import Score
+from amc.network.layers import LayerSpec, LayerTable
+
+SCHEMA = 1
+CHECKPOINT = "agent.pt"
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise UserError(
+                f"{str(path)!r} cannot be written ({os.strerror(error.errno)}): what was done before is safe; make room, then resume"
+            ) from error
+        raise
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file aside, flush it to the disk, and rename it into place.
+
+    Raises:
+        UserError: the disk is full or read-only; the file is as it was before.
+    """
+    aside = path.with_name(path.name + ".part")
+    with _disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+class Run:
+    """A run directory that exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: Config, provenance: dict[str, Any]) -> Run:
+        """A new directory with its config and provenance.
+
+        Raises:
+            UserError: the directory exists and is not empty.
+        """
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"the run directory {str(path)!r} exists and is not empty: nothing is overwritten")
+        run = cls(path)
+        text = to_yaml(config).encode()
+        write_atomically(path / "config.yaml", lambda file: file.write(text))
+        digest = hashlib.sha256(text).hexdigest()
+        write_json(path / "provenance.json", {"schema": SCHEMA, "config_sha256": digest, **provenance})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """A directory that a search has made.
+
+        Raises:
+            UserError: it is not one, or its config was changed.
+        """
+        missing = [name for name in ("config.yaml", "provenance.json") if not (path / name).is_file()]
+        if missing:
+            raise UserError(f"{str(path)!r} is not a run directory: it has no {missing[0]}")
+        run = cls(path)
+        digest = hashlib.sha256((path / "config.yaml").read_bytes()).hexdigest()
+        if digest != run.provenance.get("config_sha256"):
+            raise UserError(
+                f"{str(path / 'config.yaml')!r} was changed after the run started: start a new run with "
+                f"`amc search {path / 'config.yaml'}`"
+            )
+        return run
+
+    @property
+    def config(self) -> Config:
+        return load_config(str(self.path / "config.yaml"))[1]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        value: dict[str, Any] = self._json("provenance.json")
+        return value
+
+    def update_provenance(self, **facts: Any) -> None:
+        write_json(self.path / "provenance.json", {**self.provenance, **facts})
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """best.json.
+
+        Raises:
+            UserError: the search has no episode yet.
+        """
+        if not (self.path / "best.json").is_file():
+            raise UserError(f"{str(self.path)!r} has no best.json: its search has not ended an episode yet")
+        value: dict[str, Any] = self._json("best.json")
+        return value
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{str(self.path / name)!r} is damaged: {error}") from error
+
+    # the journal
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All whole episode lines. A torn last line (a run killed while writing) is cut off the file.
+
+        Raises:
+            UserError: a line before the last is damaged.
+        """
+        path = self.path / "episodes.jsonl"
+        if not path.is_file():
+            return []
+        whole: list[dict[str, Any]] = []
+        end = 0
+        raw = path.read_bytes()
+        for number, line in enumerate(raw.splitlines(keepends=True)):
+            try:
+                entry = json.loads(line)
+                torn = not line.endswith(b"\n") or entry["episode"] != number
+            except (ValueError, KeyError, TypeError):
+                torn = True
+            if torn and end + len(line) < len(raw):
+                raise UserError(f"{str(path)!r} is damaged in line {number + 1}: the lines before it are whole")
+            if torn:
+                break
+            whole.append(entry)
+            end += len(line)
+        if end < len(raw):
+            with path.open("rb+") as file:
+                file.truncate(end)
+        return whole
+
+    def append(self, episode: int, phase: str, outcome: Outcome) -> None:
+        """One line, on the disk when this returns.
+
+        Raises:
+            UserError: the disk is full; the journal is as it was before.
+        """
+        path = self.path / "episodes.jsonl"
+        line = json.dumps({"episode": episode, "phase": phase, **outcome.as_line()}) + "\n"
+        with _disk(path), path.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, before)
+                raise
+
+    # what is derived
+
+    def write_layers(self, table: LayerTable) -> None:
+        """layers.csv: the layer table with its costs."""
+        names = [field.name for field in fields(LayerSpec)]
+        rows = [[*(getattr(layer, name) for name in names), layer.macs, layer.params] for layer in table]
+
+        def write(file: IO[bytes]) -> None:
+            lines: list[str] = []
+            writer = csv.writer(_Lines(lines))
+            writer.writerow([*names, "macs", "params"])
+            writer.writerows(
+                [["x".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in row] for row in rows]
+            )
+            file.write("".join(lines).encode())
+
+        write_atomically(self.path / "layers.csv", write)
+
+    def write_best(self, baseline: Score, original: Cost) -> dict[str, Any]:
+        """best.json: the feasible episode with the highest reward, the earliest of equals."""
+        feasible = [line for line in self.lines() if line["feasible"]]
+        best = dict(max(feasible, key=lambda line: line["reward"]))
+        best["baseline"] = {"search_accuracy": baseline.accuracy, **original.as_dict()}
+        best["cost_ratios"] = Outcome.from_line(best).cost.ratios(original)
+        write_json(self.path / "best.json", best)
+        return best
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        write_atomically(self.path / "checkpoint" / CHECKPOINT, lambda file: torch.save(state, file))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint; None where there is none or it is damaged (the journal is enough to go on)."""
+        try:
+            state: dict[str, Any] = torch.load(self.path / "checkpoint" / CHECKPOINT, weights_only=True)
+        except Exception:
+            return None
+        return state
+
+
+class _Lines:
+    """A file for csv.writer that collects text."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def write(self, text: str) -> None:
+        self._lines.append(text)

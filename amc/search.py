@@ -1,0 +1,338 @@
+"""The composition root: from a config to a searched run. The only module that sees everything.
+
+- `Problem`  a network, its space, data, budget and evaluator, built from a config
+- `search`   a new run
+- `resume`   go on with a run, exactly as if it had never stopped
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from amc import __version__
+from amc.config import Config, load_config
+from amc.cost.budget import Budget
+from amc.envs import ENV_ID
+from amc.errors import UserError
+from amc.evaluate.data import Dataset, Splits, data_folder, find_file, load_dataset, split
+from amc.evaluate.evaluator import Evaluator, Outcome
+from amc.evaluate.inference import ImageSet
+from amc.network.layers import Network, evaluating, example_input
+from amc.network.models import build_model, load_weights
+from amc.progress import Report, silent
+from amc.registry import lookup
+from amc.report import plot_search
+from amc.run import Run, write_atomically
+from amc.spaces.base import CompressionSpace
+from amc.train import train
+
+BASE = "base.safetensors"  # the base network's weights, kept in the run where they come from no file
+MEMORISED = 0.03  # points by which held-out images may score better than test images before a warning
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything that a search works on. What the user gave is not modified."""
+
+    config: Config
+    dataset: Dataset
+    splits: Splits
+    network: Network
+    space: CompressionSpace
+    budget: Budget
+    trained_here: bool
+
+    @classmethod
+    def build(
+        cls, config: Config, model: nn.Module | None = None, dataset: Dataset | None = None, report: Report = silent,
+        base: Path | None = None,
+    ) -> Problem:  # fmt: skip
+        """Load, train or take the network; trace, probe and verify it; refuse what cannot work.
+
+        Args:
+            config: of the run.
+            model: the user's own network instead of ``config.model``.
+            dataset: the user's own data instead of ``config.dataset``.
+            report: of progress.
+            base: a file with the base network's weights, instead of where the config says.
+
+        Raises:
+            UserError: something does not exist, does not fit, or leaves nothing to decide.
+        """
+        folder = data_folder(config.data_dir)
+        if dataset is None:
+            dataset = load_dataset(_named(config.dataset, "dataset"), folder, config.image_size)
+        heldout = find_file(config.heldout, folder) if config.heldout else None
+        evaluate = config.evaluate
+        splits = split(dataset, evaluate.images, evaluate.calibration_images, config.seed, heldout)
+        name = config.model or type(model).__name__
+        own = model is None
+        if model is None:
+            model = _build(config, dataset)
+        trained = False
+        if base is not None:
+            load_weights(model, base)
+        elif own and config.weights not in (None, "DEFAULT"):
+            assert config.weights is not None
+            load_weights(model, find_file(config.weights, data_folder(config.weights_dir, "AMC_WEIGHTS_DIR")))
+        network = Network.of(model, dataset.input_shape, name)
+        _check_classes(network, dataset)
+        if base is None and own and config.weights is None:
+            if config.train is None:
+                raise UserError(f"model {name!r} has no weights: name a file as weights, or add a train section")
+            train(network.model, dataset, splits.train, config.train, config.seed, report)
+            trained = True
+        space = _space(config, network, dataset, splits, report)
+        original = space.cost({})
+        budget = config.budget.of(original)
+        budget.check_reachable(space.cost(space.smallest), original)
+        return cls(config, dataset, splits, network, space, budget, trained)
+
+    def evaluator(self, precision: str | None = None) -> Evaluator:
+        """Measures strategies on the held-out images."""
+        images = ImageSet.of(self.dataset, self.dataset.train, self.splits.heldout)
+        reward = lookup("reward", self.config.reward)
+        chosen: Any = precision or self.config.evaluate.precision
+        return Evaluator(self.space, images, self.budget, reward, chosen)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A run that has ended, or was stopped."""
+
+    run: Run
+    problem: Problem
+    best: dict[str, Any]
+
+
+def search(
+    config: Config | str, *, model: nn.Module | None = None, dataset: Dataset | None = None, out: str | Path = "runs",
+    name: str | None = None, report: Report = silent,
+) -> SearchResult:  # fmt: skip
+    """Search for the best strategy within the budget.
+
+    Args:
+        config: a configuration, or a preset's name.
+        model: your own network, instead of the config's; it is not modified. Needs no registration.
+        dataset: your own data (`Dataset.from_arrays`), instead of the config's.
+        out: the folder for runs; the run's directory is made in it.
+        name: of the run's folder; the preset's by default.
+        report: of progress.
+
+    Raises:
+        UserError: before the search, where something cannot work.
+    """
+    if isinstance(config, str):
+        preset, config = load_config(config)
+        name = name or preset
+    name = name or (config.model or type(model).__name__).replace(":", "_")
+    path = Path(out) / name / f"s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if path.exists():
+        path = path.with_name(f"{path.name}-{os.getpid()}")
+    problem = Problem.build(config, model, dataset, report)
+    run = Run.create(path, config, _provenance(problem))
+    run.write_layers(problem.network.table)
+    if model is not None or problem.trained_here:
+        state = save({key: value.contiguous() for key, value in problem.network.model.state_dict().items()})
+        write_atomically(path / BASE, lambda file: file.write(state))
+    return _continue(run, problem, report)
+
+
+def resume(
+    path: str | Path, *, model: nn.Module | None = None, dataset: Dataset | None = None, report: Report = silent
+) -> SearchResult:
+    """Go on with a run. Its journal will be what it would have been without the stop.
+
+    Raises:
+        UserError: the folder is not a run, its config was changed, or its journal is damaged.
+    """
+    run, problem = open_problem(path, model, dataset, report)
+    return _continue(run, problem, report)
+
+
+def open_problem(
+    path: str | Path, model: nn.Module | None = None, dataset: Dataset | None = None, report: Report = silent
+) -> tuple[Run, Problem]:
+    """A run and what it works on, as it was when the run started."""
+    run = Run.open(Path(path))
+    config = run.config
+    if config.model is None and model is None:
+        raise UserError(f"the network of {str(path)!r} was given from Python: resume with amc.search.resume(path, model=...)")
+    base = run.path / BASE if (run.path / BASE).is_file() else None
+    if base is None and config.weights is None:
+        raise UserError(f"{str(path)!r} has no {BASE}: it stopped before its network was trained; start it again")
+    return run, Problem.build(config, model, dataset, report, base)
+
+
+def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
+    """The episodes that are left, the journal, the checkpoints, and what is derived from them."""
+    evaluator = problem.evaluator(run.provenance.get("precision"))
+    run.update_provenance(precision=evaluator.precision, precision_note=evaluator.precision_note)
+    lines = run.lines()
+    for line in lines:
+        evaluator.remember(Outcome.from_line(line))
+    recorder = _Recorder(run, lines)
+    uniform = problem.space.uniform_within(problem.budget)
+    recorder("uniform", evaluator(uniform))
+
+    agent_class = lookup("agent", problem.config.agent["name"])
+    options = {key: value for key, value in problem.config.agent.items() if key != "name"}
+    env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=evaluator)
+    agent = agent_class(env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed)
+    state = run.load_checkpoint()
+    if state is not None and 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
+        agent.load_state(state)
+        recorder.number = 1 + agent.episodes_done
+    # the environment's outcome is written before the agent learns from it: the journal is never behind a checkpoint
+    env = _Journaled(env, lambda outcome: recorder(agent.phase_of(recorder.number - 1), outcome))
+    agent.set_env(env)
+
+    def after_episode() -> None:
+        run.save_checkpoint(agent.state())
+        best = recorder.best
+        what = f"searching | best {100 * best['search_accuracy']:.2f}%" if best else "searching"
+        report(what, agent.episodes_done, agent.options.episodes)
+
+    agent.run(after_episode)
+    best = run.write_best(evaluator.baseline, evaluator.original)
+    plot_search(run.lines(), best, run.path / "search.png")
+    return SearchResult(run, problem, best)
+
+
+class _Recorder:
+    """Writes outcomes to the journal, and checks that a resumed run repeats what is there already."""
+
+    def __init__(self, run: Run, lines: list[dict[str, Any]]) -> None:
+        self.run, self.lines = run, lines
+        self.number = 0
+        self.best: dict[str, Any] | None = None
+        for line in lines:
+            self._consider(line)
+
+    def __call__(self, phase: str, outcome: Outcome) -> None:
+        if self.number < len(self.lines):
+            if self.lines[self.number]["strategy"] != outcome.strategy:
+                raise UserError(
+                    f"{str(self.run.path)!r}: episode {self.number} comes out otherwise than in its journal: packages, data or "
+                    "weights have changed since"
+                )
+        else:
+            self.run.append(self.number, phase, outcome)
+            self._consider(outcome.as_line())
+        self.number += 1
+
+    def _consider(self, line: Mapping[str, Any]) -> None:
+        if line["feasible"] and (self.best is None or line["reward"] > self.best["reward"]):
+            self.best = dict(line)
+
+
+class _Journaled(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Hands every episode's outcome on."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], record: Any) -> None:
+        super().__init__(env)
+        self._record = record
+
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        if "outcome" in result[4]:
+            self._record(result[4]["outcome"])
+        return result
+
+
+def _named(value: str | None, key: str) -> str:
+    if value is None:
+        raise UserError(f"the config names no {key}")
+    return value
+
+
+def _build(config: Config, dataset: Dataset) -> nn.Module:
+    torch.manual_seed(config.seed)
+    name = _named(config.model, "model")
+    return build_model(name, dataset.classes, dataset.input_shape[0], config.weights == "DEFAULT")
+
+
+def _check_classes(network: Network, dataset: Dataset) -> None:
+    with evaluating(network.model):
+        output = network.model(example_input(network.model, network.input_shape))
+    if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[1] < dataset.classes:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(
+            f"{network.name!r} gives {shape} for an image, but {dataset.name!r} has {dataset.classes} classes: "
+            f"(1, {dataset.classes}) was expected"
+        )
+
+
+def _space(config: Config, network: Network, dataset: Dataset, splits: Splits, report: Report) -> CompressionSpace:
+    space_class = lookup("space", config.space["name"])
+    options = {key: value for key, value in config.space.items() if key != "name"}
+    calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
+    space: CompressionSpace = space_class(network, options, calibration)
+    space.report = report
+    if not space.decisions:
+        reasons = "; ".join(f"{layer}: {why}" for layer, why in list(space.left_alone.items())[:3])
+        raise UserError(f"there is nothing to decide in {network.name!r} with the space {config.space['name']!r} ({reasons})")
+    return space
+
+
+def _provenance(problem: Problem) -> dict[str, Any]:
+    """What a reader needs to repeat the run."""
+    config = problem.config
+    weights = None
+    if config.weights not in (None, "DEFAULT"):
+        assert config.weights is not None
+        weights = find_file(config.weights, data_folder(config.weights_dir, "AMC_WEIGHTS_DIR"))
+    sample = problem.dataset.train.fetch(problem.splits.heldout[:100]).numpy().tobytes()
+    return {
+        "amc": __version__,
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy", "scipy")},
+        "python": platform.python_version(),
+        "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "threads": torch.get_num_threads(),
+        "checksums": {
+            "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
+            "heldout_indices": hashlib.sha256(problem.splits.heldout.tobytes()).hexdigest(),
+            "heldout_sample": hashlib.sha256(sample).hexdigest(),
+        },
+        "input_shape": list(problem.dataset.input_shape),
+        "classes": problem.dataset.classes,
+        "left_alone": problem.space.left_alone,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,1 @@
+"""Action spaces: what a keep ratio means."""

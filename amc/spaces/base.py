@@ -1,0 +1,219 @@
+"""What an action space is: which decisions exist, which choices are legal, what they cost on paper, and the surgery.
+
+- `Decision`          one thing the agent decides
+- `Strategy`          decision -> choice
+- `CompressionSpace`  the abstract space
+- `LayerwiseSpace`    a space in which each decision replaces one layer by a module of its own: the short way to write a new one
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from amc.cost.budget import Budget
+from amc.cost.cost import Cost, cost_of
+from amc.network.layers import Activations, LayerSpec, LayerTable, Network
+from amc.progress import Report, silent
+
+Strategy = Mapping[str, int]
+"""Decision name -> choice. A decision that is missing is untouched."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing the agent decides: a layer, or layers that are coupled."""
+
+    name: str
+    layers: tuple[str, ...]  # the layers it shrinks, in execution order; the first stands for it
+    choices: tuple[int, ...]  # legal values, ascending; the last one is untouched
+    ratios: tuple[float, ...] = field(default=())  # the keep ratio each choice stands for, ascending to 1
+
+    def __post_init__(self) -> None:
+        if not self.choices or list(self.choices) != sorted(set(self.choices)):
+            raise ValueError(f"the choices of decision {self.name!r} must ascend")
+        if not self.ratios:
+            object.__setattr__(self, "ratios", tuple(choice / self.choices[-1] for choice in self.choices))
+        if len(self.ratios) != len(self.choices) or self.ratios[-1] != 1:
+            raise ValueError(f"the keep ratios of decision {self.name!r} must end in 1, one for each choice")
+
+
+class Options(BaseModel):
+    """The options of a space: typed, with defaults; an unknown one is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CompressionSpace(ABC):
+    """An action space bound to one network. The network is never modified: `apply` makes a new one."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(
+        self, network: Network, options: Mapping[str, Any] | None = None, calibration: Tensor | None = None
+    ) -> None:
+        """Bind the space.
+
+        Args:
+            network: what is compressed.
+            options: the keys of the preset's ``space`` section except ``name``.
+            calibration: images (N, C, H, W), normalised, that repair may use; the network may have been trained on them.
+        """
+        self.network = network
+        self.options = self.Options(**(options or {}))
+        self.calibration = calibration
+        self.report: Report = silent
+        self.left_alone: dict[str, str] = {}  # layer -> why it is not decided
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """All decisions, in execution order of their first layers."""
+        return tuple(self.find_decisions())
+
+    @abstractmethod
+    def find_decisions(self) -> Sequence[Decision]:
+        """Called once, before anything else. May fill ``left_alone``."""
+
+    @abstractmethod
+    def resize(self, strategy: Strategy) -> LayerTable:
+        """The layer table that the network would have, on paper. Called very often: no weight may be touched."""
+
+    @abstractmethod
+    def apply(self, strategy: Strategy) -> nn.Module:
+        """A new, physically smaller network in eval mode, repaired where the space repairs. Deterministic."""
+
+    @abstractmethod
+    def describe(self, strategy: Strategy) -> dict[str, Any]:
+        """What `rebuild` needs to make the same structure from the architecture alone (JSON)."""
+
+    @classmethod
+    @abstractmethod
+    def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
+        """The structure that `describe` described, made from a fresh ``model`` (weights are loaded afterwards)."""
+
+    def decode(self, decision: Decision, ratio: float) -> int:
+        """The legal choice whose keep ratio is nearest to ``ratio`` in (0, 1]."""
+        return decision.choices[int(np.argmin(np.abs(np.array(decision.ratios) - ratio)))]
+
+    def encode(self, decision: Decision, choice: int) -> float:
+        """The keep ratio that a choice stands for."""
+        return decision.ratios[decision.choices.index(choice)]
+
+    def cost(self, strategy: Strategy) -> Cost:
+        return cost_of(self.resize(strategy))
+
+    def complete(self, strategy: Strategy) -> dict[str, int]:
+        """The strategy with every decision named, in order.
+
+        Raises:
+            ValueError: a decision does not exist, or a choice is not legal.
+        """
+        known = {decision.name for decision in self.decisions}
+        if strange := sorted(set(strategy) - known):
+            raise ValueError(f"there is no decision {strange[0]!r}")
+        full = {}
+        for decision in self.decisions:
+            full[decision.name] = strategy.get(decision.name, decision.choices[-1])
+            if full[decision.name] not in decision.choices:
+                raise ValueError(f"{full[decision.name]} is not a choice of decision {decision.name!r}")
+        return full
+
+    @property
+    def smallest(self) -> dict[str, int]:
+        return {decision.name: decision.choices[0] for decision in self.decisions}
+
+    def uniform(self, ratio: float) -> dict[str, int]:
+        """The same keep ratio for every decision."""
+        return {decision.name: self.decode(decision, ratio) for decision in self.decisions}
+
+    def uniform_within(self, budget: Budget) -> dict[str, int]:
+        """The same keep ratio for every decision, as large as the budget allows; what rounding leaves over goes to single steps, in order."""
+        ratios = sorted({ratio for decision in self.decisions for ratio in decision.ratios})
+        index = budget.largest_feasible(range(len(ratios)), lambda index: self.cost(self.uniform(ratios[index])))
+        strategy = self.uniform(ratios[index])
+        if not budget.allows(self.cost(strategy)):
+            strategy = self.smallest
+        for decision in self.decisions:
+            larger = [choice for choice in decision.choices if choice > strategy[decision.name]]
+            if larger and budget.allows(self.cost({**strategy, decision.name: larger[0]})):
+                strategy[decision.name] = larger[0]
+        return strategy
+
+
+class LayerwiseSpace(CompressionSpace):
+    """A space in which each decision replaces one layer by a module made of smaller ones (a factorisation, say)."""
+
+    @abstractmethod
+    def resize_layer(self, layer: LayerSpec, choice: int) -> Sequence[LayerSpec]:
+        """The layers that take the place of ``layer``, in execution order; their names as they will be in the new network."""
+
+    @abstractmethod
+    def replace_layer(self, module: nn.Module, choice: int) -> nn.Module:
+        """The module that takes the place of ``module``, which must not be modified."""
+
+    def resize(self, strategy: Strategy) -> LayerTable:
+        table = self.network.table
+        layers: list[LayerSpec] = []
+        activations = table.activations
+        shift = 0
+        touched = self._touched(strategy)
+        for layer in table:
+            layer = replace(layer, step=layer.step + shift)
+            if layer.name not in touched:
+                layers.append(layer)
+                continue
+            parts = self.resize_layer(layer, touched[layer.name])
+            layers += [replace(part, step=layer.step + i) for i, part in enumerate(parts)]
+            activations = _with_inner_buffers(activations, layer.step, parts)
+            shift += len(parts) - 1
+        return LayerTable(tuple(layers), activations)
+
+    def apply(self, strategy: Strategy) -> nn.Module:
+        return self.rebuild_with(self.network.model, self._touched(strategy))
+
+    def describe(self, strategy: Strategy) -> dict[str, Any]:
+        return {"options": self.options.model_dump(), "layers": self._touched(strategy)}
+
+    @classmethod
+    def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
+        shell = cls(Network(model, (), LayerTable((), Activations(*[np.zeros(0, np.int64)] * 3))), description["options"])
+        return shell.rebuild_with(model, description["layers"])
+
+    def rebuild_with(self, model: nn.Module, choices: Mapping[str, int]) -> nn.Module:
+        """A copy of ``model`` in which the named layers are replaced."""
+        new = copy.deepcopy(model)
+        for name, choice in choices.items():
+            parent, _, attribute = name.rpartition(".")
+            setattr(new.get_submodule(parent), attribute, self.replace_layer(new.get_submodule(name), choice))
+        return new
+
+    def _touched(self, strategy: Strategy) -> dict[str, int]:
+        """layer -> choice, for the layers that are not left whole."""
+        full = self.complete(strategy)
+        return {
+            d.layers[0]: full[d.name] for d in self.decisions if full[d.name] != d.choices[-1]
+        }
+
+
+def _with_inner_buffers(activations: Activations, step: int, parts: Sequence[LayerSpec]) -> Activations:
+    """The activations when the operation ``step`` becomes ``len(parts)`` operations with a buffer between two of them."""
+    extra = len(parts) - 1
+    sizes = [4 * part.out_channels * part.output_size[0] * part.output_size[1] for part in parts[:-1]]
+    born = np.where(activations.born >= step, activations.born + extra, activations.born)
+    dies = np.where(
+        (activations.dies > step) | (activations.born >= step), activations.dies + extra, activations.dies
+    )
+    inner = step + np.arange(extra)
+    return Activations(
+        np.concatenate([activations.bytes, np.array(sizes, dtype=np.int64)]),
+        np.concatenate([born, inner]),
+        np.concatenate([dies, inner + 1]),
+    )

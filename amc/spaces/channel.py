@@ -1,0 +1,177 @@
+"""The channel space: how many channels of each group of coupled channels stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from amc.errors import UserError
+from amc.network.groups import ChannelGroup, find_groups
+from amc.network.layers import Activations, LayerSpec, LayerTable, Network
+from amc.criteria import Criterion
+from amc.registry import lookup
+from amc.spaces.base import CompressionSpace, Decision, Options, Strategy
+from amc.surgery.cut import Cuts, cut, cuts_of
+from amc.surgery.reconstruct import GramMatrices, Sampler, reestimate_batchnorm, repair_independent
+from amc.surgery.sweep import SequentialRepair, Targets
+from amc.surgery.verify import VerifiedGroup, verify_groups
+
+
+class ChannelOptions(Options):
+    """The options of the channel space."""
+
+    round_to: int = Field(1, ge=1, description="channels kept are a multiple of this")
+    min_ratio: float = Field(0.2, gt=0, le=1, description="the smallest keep ratio of a decision")
+    coupled: bool = Field(True, description="also decide channels that several layers write (residual sums), as one decision a group")
+    criterion: str = Field("l1", description="which channels stay: `amc ls` names the criteria")
+    repair: Literal["none", "independent", "sequential"] = Field(
+        "sequential", description="least squares after the cut; sequential uses the inputs of the network as cut so far"
+    )
+    reestimate_batchnorm: bool = Field(False, description="re-estimate BatchNorm statistics on the calibration images")
+
+
+class ChannelSpace(CompressionSpace):
+    """Structured pruning. A choice is the number of channels (of its first layer) that a decision keeps.
+
+    Groups are found by probing and each is verified by cut = mask on this network; what fails is in ``left_alone``. Channels are
+    ranked once, on the unpruned network, so a smaller choice keeps a subset of a larger one's.
+    """
+
+    Options = ChannelOptions
+    options: ChannelOptions
+
+    def __init__(
+        self, network: Network, options: Mapping[str, Any] | None = None, calibration: Tensor | None = None
+    ) -> None:
+        super().__init__(network, options, calibration)
+        self._criterion: Criterion = lookup("criterion", self.options.criterion)
+        if calibration is None and (self.options.repair != "none" or self.options.criterion != "l1"):
+            raise UserError("repair and the reconstruction criterion need calibration images")
+
+    def find_decisions(self) -> list[Decision]:
+        groups, self.left_alone = find_groups(self.network)
+        if not self.options.coupled:
+            for group in [group for group in groups if len(group.producers) > 1]:
+                self.left_alone.update(dict.fromkeys(group.producers, "its channels are coupled and coupled is false"))
+            groups = tuple(group for group in groups if len(group.producers) == 1)
+        verified, failures = verify_groups(self.network, groups, partial(self.report, "verifying coupled channels"))
+        self.left_alone.update(failures)
+        self._verified = {item.group.name: item for item in verified}
+        decisions = [self._decision(item.group) for item in verified]
+        return [decision for decision in decisions if len(decision.choices) > 1]
+
+    def _decision(self, group: ChannelGroup) -> Decision:
+        whole = group.size * group.width
+        unit = math.lcm(self.options.round_to, group.width)
+        least = max(unit, math.ceil(self.options.min_ratio * whole / unit) * unit)
+        return Decision(group.name, group.producers, (*range(least, whole, unit), whole))
+
+    def _group(self, name: str) -> VerifiedGroup:
+        _ = self.decisions
+        return self._verified[name]
+
+    def resize(self, strategy: Strategy) -> LayerTable:
+        lost = self.network.table.activations.bytes.copy()
+        shrink: dict[str, list[int]] = {}
+        for decision in self.decisions:
+            item = self._group(decision.name)
+            atoms = (decision.choices[-1] - strategy.get(decision.name, decision.choices[-1])) // item.group.width
+            if atoms:
+                lost -= atoms * item.buffer_bytes
+                for layer, (inputs, outputs) in self._members[decision.name].items():
+                    entry = shrink.setdefault(layer, [0, 0])
+                    entry[0] += atoms * inputs
+                    entry[1] += atoms * outputs
+        table = self.network.table
+        layers = tuple(
+            _shrunk(spec, *shrink[name]) if (name := spec.name.split("@")[0]) in shrink else spec for spec in table
+        )
+        return LayerTable(layers, Activations(lost, table.activations.born, table.activations.dies), table.folds)
+
+    @cached_property
+    def _members(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """decision -> layer -> (input, output) channels in one atom."""
+        result: dict[str, dict[str, tuple[int, int]]] = {}
+        for decision in self.decisions:
+            widths: dict[str, list[int]] = {}
+            for member in self._group(decision.name).group.members:
+                widths.setdefault(member.layer, [0, 0])[member.side == "out"] += len(member.channels[0])
+            result[decision.name] = {layer: (entry[0], entry[1]) for layer, entry in widths.items()}
+        return result
+
+    def cuts(self, strategy: Strategy) -> Cuts:
+        """Which channels of which layer a strategy removes."""
+        full = self.complete(strategy)
+        removed = []
+        for decision in self.decisions:
+            group = self._group(decision.name).group
+            count = (decision.choices[-1] - full[decision.name]) // group.width
+            removed.append((group, self._order[decision.name][:count]))
+        return cuts_of(removed)
+
+    @cached_property
+    def _order(self) -> dict[str, list[int]]:
+        """decision -> its atoms, the first to go first."""
+        groups = [self._group(decision.name).group for decision in self.decisions]
+        scores = [self._criterion(group, self.network, self._grams) for group in groups]
+        return {
+            group.name: torch.sort(score, stable=True).indices.tolist()
+            for group, score in zip(groups, scores, strict=True)
+        }
+
+    def apply(self, strategy: Strategy) -> nn.Module:
+        cuts = self.cuts(strategy)
+        smaller = cut(self.network.model, cuts)
+        if not cuts or self.options.repair == "none":
+            pass
+        elif self.options.repair == "independent":
+            assert self._grams is not None
+            repair_independent(smaller, self.network, cuts, self._grams)
+        else:
+            assert self.calibration is not None
+            SequentialRepair(smaller, self._targets, cuts).run(self.calibration)
+        if cuts and self.options.reestimate_batchnorm and self.calibration is not None:
+            reestimate_batchnorm(smaller, self.calibration)
+        return smaller.eval()
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        assert self.calibration is not None
+        return Sampler(len(self.calibration))
+
+    @cached_property
+    def _grams(self) -> GramMatrices | None:
+        if self.calibration is None:
+            return None
+        return GramMatrices(self.network, self.calibration, self._sampler)
+
+    @cached_property
+    def _targets(self) -> Targets:
+        assert self.calibration is not None
+        return Targets(self.network, self.calibration, self._sampler)
+
+    def describe(self, strategy: Strategy) -> dict[str, Any]:
+        return {"cuts": self.cuts(strategy)}
+
+    @classmethod
+    def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
+        return cut(model, description["cuts"])
+
+
+def _shrunk(spec: LayerSpec, inputs: int, outputs: int) -> LayerSpec:
+    """A layer after it has lost so many channels; a grouped convolution loses whole groups."""
+    if spec.kind == "channelwise":
+        return replace(spec, in_channels=spec.in_channels - outputs, out_channels=spec.out_channels - outputs)
+    groups = spec.groups
+    if groups > 1:
+        groups -= inputs // (spec.in_channels // groups)
+    return replace(
+        spec, in_channels=spec.in_channels - inputs, out_channels=spec.out_channels - outputs, groups=groups
+    )

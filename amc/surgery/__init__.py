@@ -1,0 +1,1 @@
+"""What touches weights: cutting, verifying a cut, repairing."""

@@ -1,0 +1,224 @@
+"""Repair by least squares: after a cut, every layer that reads fewer channels gets the weights that best give its original output.
+
+``min_W || Y - X W ||^2`` with X the kept inputs and Y the original outputs at sampled positions of calibration images (He, Zhang, Sun,
+ICCV 2017; AMC section 3.3). Two forms of X:
+
+- independent: from the unpruned network. ``X^T X`` is computed once a layer and sliced for every candidate; Y = X W needs no storing.
+- sequential: from the network as pruned so far, in one forward sweep (`amc.surgery.sweep`).
+
+The ridge pulls towards the weights as they were cut, never towards zero.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amc.network.groups import Side
+from amc.network.layers import Network, evaluating, output_shape
+from amc.surgery.cut import kept
+
+POSITIONS = 10  # sampled positions an image and layer (AMC's reference)
+RIDGE = 1e-4  # of the mean diagonal of the Gram matrix
+_BATCH = 100
+
+
+def is_mixer(module: nn.Module) -> bool:
+    """Whether a layer mixes all its input channels, so that it can be repaired."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
+def flat_weight(module: nn.Module) -> Tensor:
+    """The weights of a mixer as a matrix (out, kernel positions * in), float64; channels vary fastest."""
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    weight = module.weight.detach().double()
+    return weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
+
+
+def set_flat_weight(module: nn.Module, matrix: Tensor) -> None:
+    """The inverse of `flat_weight`, in place."""
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    weight = module.weight
+    if isinstance(module, nn.Conv2d):
+        out, channels, height, width = weight.shape
+        matrix = matrix.reshape(out, height, width, channels).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        weight.copy_(matrix)
+
+
+def columns_of(channels: Tensor, width: int, positions: int) -> Tensor:
+    """The columns of `flat_weight` that belong to ``channels`` of a layer with ``width`` inputs."""
+    return (torch.arange(positions)[:, None] * width + channels[None]).flatten()
+
+
+def move_bias(module: nn.Module, norm: nn.Module | None, shift: Tensor) -> None:
+    """Add ``shift`` (out,) to a mixer's output: to its bias, or through the running mean of the BatchNorm behind it."""
+    with torch.no_grad():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            module.bias += shift.to(module.bias.dtype)
+        elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            norm.running_mean -= shift.to(norm.running_mean.dtype)
+
+
+def can_shift(module: nn.Module, norm: nn.Module | None) -> bool:
+    return getattr(module, "bias", None) is not None or getattr(norm, "running_mean", None) is not None
+
+
+class Sampler:
+    """Which output positions of which layer are looked at: drawn once a layer, the same for every candidate."""
+
+    def __init__(self, images: int, seed: int = 0, positions: int = POSITIONS) -> None:
+        self.images, self.seed, self.positions = images, seed, positions
+        self._drawn: dict[tuple[str, int], Tensor] = {}
+
+    def at(self, layer: str, spots: int) -> Tensor:
+        """Indices (images, positions) into the ``spots`` output positions of a layer."""
+        if (layer, spots) not in self._drawn:
+            count = min(self.positions, spots)
+            generator = torch.Generator().manual_seed(self.seed * 2**32 + zlib.crc32(layer.encode()))
+            shape = (self.images, count)
+            drawn = torch.arange(spots).expand(shape) if count == spots else torch.randint(spots, shape, generator=generator)
+            self._drawn[layer, spots] = drawn
+        return self._drawn[layer, spots]
+
+    def outputs(self, layer: str, module: nn.Module, output: Tensor, first: int = 0) -> Tensor:
+        """Rows (images * positions, out) of a layer's output; ``first`` is the number of the batch's first image."""
+        rows = output if isinstance(module, nn.Linear) else output.permute(0, 2, 3, 1)
+        rows = rows.reshape(len(rows), -1, rows.shape[-1])
+        spots = self.at(layer, rows.shape[1])[first : first + len(rows)]
+        return rows[torch.arange(len(rows))[:, None], spots].flatten(0, 1)
+
+    def inputs(self, layer: str, module: nn.Module, x: Tensor, first: int = 0) -> Tensor:
+        """Rows (images * positions, kernel positions * in): the patches that those outputs are computed from."""
+        if isinstance(module, nn.Linear):
+            return self.outputs(layer, module, x, first)
+        assert isinstance(module, nn.Conv2d)
+        spots, width = self._grid(layer, module, x, first)
+        pads = module._reversed_padding_repeated_twice  # left, right, top, bottom
+        if module.padding_mode != "zeros":
+            x, pads = F.pad(x, pads, mode=module.padding_mode), [0, 0, 0, 0]
+        pixels = x.permute(0, 2, 3, 1)
+        row, column = (spots // width) * module.stride[0] - pads[2], (spots % width) * module.stride[1] - pads[0]
+        image = torch.arange(len(x))[:, None]
+        patches = []
+        for i in range(module.kernel_size[0]):
+            for j in range(module.kernel_size[1]):
+                y, z = row + i * module.dilation[0], column + j * module.dilation[1]
+                inside = (y >= 0) & (y < pixels.shape[1]) & (z >= 0) & (z < pixels.shape[2])
+                patch = pixels[image, y.clamp(0, pixels.shape[1] - 1), z.clamp(0, pixels.shape[2] - 1)]
+                patches.append(patch * inside[..., None])
+        return torch.stack(patches, dim=2).flatten(2).flatten(0, 1)
+
+    def _grid(self, layer: str, module: nn.Module, x: Tensor, first: int) -> tuple[Tensor, int]:
+        """The sampled output positions of a batch, and the width of the output."""
+        height, width = output_shape(module, tuple(x.shape))[2:]
+        return self.at(layer, height * width)[first : first + len(x)], width
+
+
+class GramMatrices:
+    """``X^T X`` of every mixer's inputs in the unpruned network, with a column of ones for the bias; computed at first use."""
+
+    def __init__(self, network: Network, images: Tensor, sampler: Sampler) -> None:
+        self.network, self.images, self.sampler = network, images, sampler
+        self._matrices: dict[str, Tensor] = {}
+
+    def __getitem__(self, layer: str) -> Tensor:
+        """Symmetric (k, k), float64, k = kernel positions * in + 1; the mean over the rows."""
+        if not self._matrices:
+            self._compute()
+        return self._matrices[layer]
+
+    def _compute(self) -> None:
+        first = 0
+
+        def add(name: str) -> object:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                rows = self.sampler.inputs(name, module, inputs[0], first)
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+                gram = (rows.T @ rows).double() / len(rows)
+                weight = len(inputs[0]) / len(self.images)
+                self._matrices[name] = self._matrices.get(name, torch.zeros(())) + weight * gram
+
+            return hook
+
+        modules = [(n, m) for n, m in self.network.model.named_modules() if is_mixer(m)]
+        handles = [module.register_forward_pre_hook(add(name)) for name, module in modules]  # type: ignore[arg-type]
+        try:
+            with evaluating(self.network.model):
+                for first in range(0, len(self.images), _BATCH):
+                    self.network.model(self.images[first : first + _BATCH])
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def ridge_solve(gram: Tensor, right: Tensor, ridge: float = RIDGE) -> Tensor:
+    """``(G + ridge * mean(diag G) I)^-1 right`` for a symmetric positive semi-definite G (k, k), by Cholesky in float64.
+
+    The ridge grows by tens where rounding has left G indefinite.
+    """
+    gram, right = gram.double(), right.double()
+    scale = gram.diagonal().mean().clamp_min(1e-30)
+    for _ in range(8):
+        damped = gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        if int(info) == 0:
+            return torch.cholesky_solve(right, factor)
+        ridge = max(ridge, 1e-8) * 10
+    raise ArithmeticError("the Gram matrix is not positive semi-definite")
+
+
+def centred(gram: Tensor, mean: Tensor) -> Tensor:
+    """The covariance, from the second moments and the means."""
+    return gram - mean[:, None] * mean[None]
+
+
+def repair_independent(
+    model: nn.Module,
+    original: Network,
+    cuts: Mapping[str, Mapping[Side, list[int]]],
+    grams: GramMatrices,
+) -> None:
+    """Repair every cut mixer of ``model`` in place, each as if it were the only one that was cut."""
+    folds = dict(original.table.folds)
+    modules, whole = dict(model.named_modules()), dict(original.model.named_modules())
+    for layer, sides in cuts.items():
+        module = modules[layer]
+        if not sides.get("in") or not is_mixer(module):
+            continue
+        norm = modules.get(folds.get(layer, ""))
+        source = whole[layer]
+        rows = kept(source.weight.shape[0], sides.get("out", []))  # type: ignore[union-attr,index]
+        width = source.weight.shape[1]  # type: ignore[union-attr,index]
+        gone = torch.tensor(sides["in"])
+        full = flat_weight(source)[rows]
+        positions = full.shape[1] // int(width)
+        stay_columns = columns_of(kept(int(width), sides["in"]), int(width), positions)
+        gone_columns = columns_of(gone, int(width), positions)
+        gram = grams[layer]
+        mean = gram[-1, :-1] if can_shift(module, norm) else torch.zeros(len(gram) - 1, dtype=gram.dtype)
+        gram = centred(gram[:-1, :-1], mean)
+        lost = full[:, gone_columns]
+        change = ridge_solve(gram[stay_columns][:, stay_columns], gram[stay_columns][:, gone_columns] @ lost.T).T
+        set_flat_weight(module, full[:, stay_columns] + change)
+        if can_shift(module, norm):
+            move_bias(module, norm, lost @ mean[gone_columns] - change @ mean[stay_columns])
+
+
+def reestimate_batchnorm(model: nn.Module, images: Tensor) -> None:
+    """Replace the running statistics of every BatchNorm by the mean over ``images``, in place."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    before = [norm.momentum for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for batch in images.split(_BATCH * 5):
+            model(batch)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,236 @@
+"""Sequential repair: one forward sweep over the calibration images through the network as pruned so far.
+
+Every mixer's output (with the BatchNorm that alone reads it) is left open until something reads it. Then its weights are solved on the inputs
+it really gets now. Where the reader is a sum (a residual connection), the target is the ORIGINAL SUM minus the other branch as it
+is now, so that a branch also makes good what the shortcut has lost (He, Zhang, Sun, ICCV 2017, section 3.3, found here for any network by
+watching the additions). Otherwise the target is the layer's own original output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from amc.network.groups import Side
+from amc.network.layers import Network, evaluating, output_shape
+from amc.surgery.cut import kept
+from amc.surgery.reconstruct import (
+    RIDGE,
+    Sampler,
+    can_shift,
+    centred,
+    flat_weight,
+    is_mixer,
+    move_bias,
+    ridge_solve,
+    set_flat_weight,
+)
+
+_ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+
+
+@dataclass
+class _Open:
+    """A mixer whose output is not computed yet."""
+
+    layer: str
+    module: nn.Module
+    norm: nn.Module | None
+    source: Tensor
+    output: Tensor  # to be filled
+
+
+class _Sweep(TorchDispatchMode):
+    """One forward pass in which mixers stay open until their output is read."""
+
+    def __init__(self, model: nn.Module, folds: Mapping[str, str], skip: frozenset[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.folds = folds
+        self.open: dict[int, _Open] = {}
+        self._busy = False
+        modules = dict(model.named_modules())
+        self.mixers = {name: m for name, m in modules.items() if is_mixer(m) and name not in skip}
+        self.norms = {name: modules[norm] for name, norm in folds.items() if name in self.mixers}
+
+    def close(self, item: _Open, other: Tensor | None) -> None:
+        """Called when ``item``'s output is read: by a sum with ``other``, or by anything else (None)."""
+        raise NotImplementedError
+
+    def run(self, images: Tensor) -> None:
+        with self._installed(), evaluating(self.model), self:
+            output = self.model(images.contiguous(memory_format=torch.channels_last))
+            self._read(output, None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._busy and self.open:
+            tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
+            is_sum = (
+                func in _ADDITIONS and len(tensors) == 2 and tensors[0].shape == tensors[1].shape
+                and not (kwargs or {}).get("alpha", 1) != 1 and _key(tensors[0]) != _key(tensors[1])
+            )  # fmt: skip
+            if is_sum:
+                one, two = tensors
+                branch, other = (one, two) if _key(one) in self.open else (two, one)
+                self._read(other, None)
+                self._read(branch, other)
+            else:
+                self._read(tensors, None)
+        return func(*args, **(kwargs or {}))
+
+    def _read(self, values: Any, other: Tensor | None) -> None:
+        for tensor in tree_iter(values):
+            if isinstance(tensor, Tensor) and _key(tensor) in self.open:
+                with self._quiet():
+                    self.close(self.open.pop(_key(tensor)), other)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
+
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
+        waiting: dict[int, tuple[str, nn.Module, Tensor]] = {}
+
+        def mixer_forward(name: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
+            def forward(x: Tensor) -> Tensor:
+                self._read(x, None)
+                with self._quiet():
+                    output = _empty_output(module, x)
+                if name in self.norms:
+                    waiting[_key(output)] = (name, module, x)
+                else:
+                    self.open[_key(output)] = _Open(name, module, None, x, output)
+                return output
+
+            return forward
+
+        def norm_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+            def forward(x: Tensor) -> Tensor:
+                name, module, source = waiting.pop(_key(x))
+                self.open[_key(x)] = _Open(name, module, norm, source, x)
+                return x
+
+            return forward
+
+        try:
+            for name, module in self.mixers.items():
+                module.forward = mixer_forward(name, module)
+            for norm in self.norms.values():
+                norm.forward = norm_forward(norm)
+            yield
+        finally:
+            for module in [*self.mixers.values(), *self.norms.values()]:
+                module.__dict__.pop("forward", None)
+
+
+def compute(item: _Open) -> Tensor:
+    """What an open mixer's output is, with its weights as they are now."""
+    module, norm, source = item.module, item.norm, item.source
+    if isinstance(module, nn.Conv2d) and isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        weight, bias = fuse_conv_bn_weights(module.weight, module.bias, *statistics)  # one pass instead of two
+        return module._conv_forward(source, weight, bias)
+    output: Tensor = type(module).forward(module, source)
+    return output if norm is None else type(norm).forward(norm, output)
+
+
+def _empty_output(module: nn.Module, x: Tensor) -> Tensor:
+    shape = output_shape(module, x.shape)
+    layout = torch.channels_last if len(shape) == 4 and x.dim() == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class Targets(_Sweep):
+    """What the unpruned network computes at the sampled positions: layer -> rows (images * positions, out), and of sums likewise."""
+
+    def __init__(self, network: Network, images: Tensor, sampler: Sampler, batch: int = 100) -> None:
+        calls = [spec.name.split("@")[0] for spec in network.table]
+        shared = frozenset(name for name in calls if calls.count(name) > 1)
+        super().__init__(network.model, dict(network.table.folds), shared)
+        self.skip, self.sampler = shared, sampler
+        self.outputs: dict[str, list[Tensor]] = {}
+        self.sums: dict[str, list[Tensor]] = {}
+        self._first = 0
+        for self._first in range(0, len(images), batch):
+            self.run(images[self._first : self._first + batch])
+
+    def close(self, item: _Open, other: Tensor | None) -> None:
+        convolved: Tensor = type(item.module).forward(item.module, item.source)
+        rows = self.sampler.outputs(item.layer, item.module, convolved, self._first)
+        self.outputs.setdefault(item.layer, []).append(rows)
+        item.output.copy_(compute(item))
+        if other is not None:
+            rows = self.sampler.outputs(item.layer, item.module, item.output + other, self._first)
+            self.sums.setdefault(item.layer, []).append(rows)
+
+
+class SequentialRepair(_Sweep):
+    """Repairs a cut network in place, layer by layer, in one forward pass over all calibration images."""
+
+    def __init__(
+        self, model: nn.Module, targets: Targets, cuts: Mapping[str, Mapping[Side, list[int]]], ridge: float = RIDGE
+    ) -> None:
+        super().__init__(model, targets.folds, targets.skip)
+        self.targets, self.cuts, self.ridge = targets, cuts, ridge
+        self._changed = False  # until something was cut, inputs are the original ones
+
+    def close(self, item: _Open, other: Tensor | None) -> None:
+        self._changed = self._changed or bool(self.cuts.get(item.layer, {}).get("in"))
+        if self._changed:
+            self._solve(item, other)
+        item.output.copy_(compute(item))
+
+    def _solve(self, item: _Open, other: Tensor | None) -> None:
+        rows = self.targets.sampler.inputs(item.layer, item.module, item.source)
+        wanted = self._target(item, other)
+        weight = flat_weight(item.module)
+        bias = getattr(item.module, "bias", None)
+        residual = wanted - rows @ weight.T.to(rows.dtype) - (0 if bias is None else bias.detach())
+        shiftable = can_shift(item.module, item.norm)
+        count = len(rows)
+        gram, right = (rows.T @ rows).double() / count, (rows.T @ residual).double() / count
+        mean, offset = rows.mean(0).double(), residual.mean(0).double()
+        if shiftable:
+            gram, right = centred(gram, mean), right - mean[:, None] * offset[None]
+        change = ridge_solve(gram, right, self.ridge).T
+        set_flat_weight(item.module, weight + change)
+        if shiftable:
+            move_bias(item.module, item.norm, offset - change @ mean)
+
+    def _target(self, item: _Open, other: Tensor | None) -> Tensor:
+        """What the mixer itself should give, rows (images * positions, out)."""
+        sampler, layer = self.targets.sampler, item.layer
+        width = self.targets.outputs[layer][0].shape[1]
+        stay = kept(width, self.cuts.get(layer, {}).get("out", []))
+        own = torch.cat(self.targets.outputs[layer])[:, stay]
+        if other is None or layer not in self.targets.sums:
+            return own
+        branch = torch.cat(self.targets.sums[layer])[:, stay] - sampler.outputs(layer, item.module, other)
+        if item.norm is None:
+            return branch
+        norm = item.norm
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        assert norm.running_var is not None and norm.running_mean is not None
+        sigma = (norm.running_var + norm.eps).sqrt()
+        gamma = torch.ones_like(sigma) if norm.weight is None else norm.weight.detach()
+        beta = torch.zeros_like(sigma) if norm.bias is None else norm.bias.detach()
+        alive = gamma.abs() > 1e-3 * gamma.abs().max()
+        inverse = (branch - beta) * (sigma / torch.where(alive, gamma, torch.ones_like(gamma))) + norm.running_mean
+        return torch.where(alive, inverse, own)

@@ -1,0 +1,1 @@
+"""Presets, read with `importlib.resources` as `amc.configs`."""

@@ -1,0 +1,109 @@
+"""The Gymnasium environment: one episode walks a network, decision by decision, and ends with a strategy within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from amc.cost.budget import Budget
+from amc.cost.cost import Cost
+from amc.envs.observation import FEATURES, FloatArray, Observer
+from amc.evaluate.evaluator import Outcome
+from amc.spaces.base import CompressionSpace, Strategy
+
+
+class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
+    """
+    ## Description
+    The agent walks the decisions of an action space in execution order and gives each a keep ratio. No weight is touched until the
+    last decision; then the strategy is applied, repaired and measured, and the episode ends with its reward.
+
+    ## Action Space
+    A `Box(0, 1, (1,), float32)`: the keep ratio of the decision.
+
+    | Num | Action     | Min | Max |
+    |-----|------------|-----|-----|
+    | 0   | keep ratio | 0   | 1   |
+
+    The executed ratio is that of the largest legal choice which is not above the action and with which the budget can still be met when
+    all later decisions take their minimum (AMC, Algorithm 1). `info["executed_ratio"]` tells it.
+
+    ## Observation Space
+    A `Box(0, 1, (11,), float32)`: AMC's features, scaled over the decisions of the network.
+
+    | Num | Observation                                        |
+    |-----|----------------------------------------------------|
+    | 0   | index of the decision                              |
+    | 1   | output channels                                    |
+    | 2   | input channels                                     |
+    | 3   | input height                                       |
+    | 4   | input width                                        |
+    | 5   | stride                                             |
+    | 6   | kernel size                                        |
+    | 7   | MACs of the decision's layers                      |
+    | 8   | MACs removed so far, as a part of the network's    |
+    | 9   | MACs of the layers still to come, likewise         |
+    | 10  | the previous executed keep ratio                   |
+
+    ## Rewards
+    0 until the last decision, then the configured reward of the outcome (`amc.evaluate.rewards`).
+
+    ## Starting State
+    The first decision of the untouched network. Always the same.
+
+    ## Episode Termination
+    After the last decision. `info["outcome"]` then holds the `Outcome`.
+
+    ## Episode Truncation
+    Never.
+
+    ## Arguments
+    `gymnasium.make("amc/Compression-v0", space=..., budget=..., evaluate=...)`: an action space bound to a network, a budget, and a
+    function from a strategy to its outcome.
+
+    ## Version History
+    * v0: initial version
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, space: CompressionSpace, budget: Budget, evaluate: Callable[[Strategy], Outcome]) -> None:
+        budget.check_reachable(space.cost(space.smallest), space.cost({}))
+        self.space, self.budget, self.evaluate = space, budget, evaluate
+        self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
+        self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self._observe = Observer(space.decisions, space.network.table)
+        self._strategy: dict[str, int] = {}
+        self._ratio = 1.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._strategy, self._ratio = {}, 1.0
+        return self._observation(), {}
+
+    def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        decision = self.space.decisions[len(self._strategy)]
+        wanted = self.space.decode(decision, float(np.clip(action, 0, 1).item()))
+        legal = [choice for choice in decision.choices if choice <= wanted]
+        choice = self.budget.largest_feasible(legal, lambda choice: self._cost_with(decision.name, choice))
+        self._strategy[decision.name] = choice
+        self._ratio = self.space.encode(decision, choice)
+        info: dict[str, Any] = {"executed_ratio": self._ratio}
+        done = len(self._strategy) == len(self.space.decisions)
+        reward = 0.0
+        if done:
+            outcome = self.evaluate(self._strategy)
+            reward, info["outcome"] = outcome.reward, outcome
+        return self._observation(), reward, done, False, info
+
+    def _cost_with(self, name: str, choice: int) -> Cost:
+        """Decisions so far, this choice, the minimum for all later ones."""
+        return self.space.cost({**self.space.smallest, **self._strategy, name: choice})
+
+    def _observation(self) -> FloatArray:
+        macs = self.space.resize(self._strategy).macs
+        return self._observe(len(self._strategy), macs, self._ratio)
