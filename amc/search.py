@@ -43,7 +43,7 @@ from amc.spaces.base import CompressionSpace
 from amc.train import train
 
 BASE = "base.safetensors"  # the base network's weights, kept in the run where they come from no file
-MEMORISED = 0.03  # points by which held-out images may score better than test images before a warning
+MEMORISED = 1.5  # a base network whose held-out cross-entropy is below this many times that of training images has seen them
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,9 @@ class Problem:
         own = model is None
         if model is None:
             model = _build(config, dataset)
-        trained = False
+        untrained = own and base is None and config.weights is None
+        if untrained and config.train is None:
+            raise UserError(f"model {name!r} has no weights: name a file as weights, or add a train section")
         if base is not None:
             load_weights(model, base)
         elif own and config.weights not in (None, "DEFAULT"):
@@ -93,16 +95,14 @@ class Problem:
             load_weights(model, find_file(config.weights, data_folder(config.weights_dir, "AMC_WEIGHTS_DIR")))
         network = Network.of(model, dataset.input_shape, name)
         _check_classes(network, dataset)
-        if base is None and own and config.weights is None:
-            if config.train is None:
-                raise UserError(f"model {name!r} has no weights: name a file as weights, or add a train section")
-            train(network.model, dataset, splits.train, config.train, config.seed, report)
-            trained = True
         space = _space(config, network, dataset, splits, report)
         original = space.cost({})
         budget = config.budget.of(original)
         budget.check_reachable(space.cost(space.smallest), original)
-        return cls(config, dataset, splits, network, space, budget, trained)
+        if untrained:
+            assert config.train is not None
+            train(network.model, dataset, splits.train, config.train, config.seed, report)
+        return cls(config, dataset, splits, network, space, budget, untrained)
 
     def evaluator(self, precision: str | None = None) -> Evaluator:
         """Measures strategies on the held-out images."""
@@ -183,7 +183,8 @@ def open_problem(
 def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     """The episodes that are left, the journal, the checkpoints, and what is derived from them."""
     evaluator = problem.evaluator(run.provenance.get("precision"))
-    run.update_provenance(precision=evaluator.precision, precision_note=evaluator.precision_note)
+    warning = _memorised(problem, evaluator)
+    run.update_provenance(precision=evaluator.precision, precision_note=evaluator.precision_note, warning=warning)
     lines = run.lines()
     for line in lines:
         evaluator.remember(Outcome.from_line(line))
@@ -256,6 +257,18 @@ class _Journaled(gymnasium.Wrapper[Any, Any, Any, Any]):
         return result
 
 
+def _memorised(problem: Problem, evaluator: Evaluator) -> str | None:
+    """A warning where the base network does as well on the held-out images as on those it was trained on."""
+    seen = ImageSet.of(problem.dataset, problem.dataset.train, problem.splits.calibration)
+    trained, unseen = evaluator.untouched(seen), evaluator.baseline
+    if unseen.accuracy < 0.98 or unseen.cross_entropy > MEMORISED * trained.cross_entropy:
+        return None
+    return (
+        f"the base network scores {100 * unseen.accuracy:.2f}% on the held-out images, as well as on training images: it looks "
+        "trained on them, which misleads a search at the top; use weights trained without them, or name unseen images as heldout"
+    )
+
+
 def _named(value: str | None, key: str) -> str:
     if value is None:
         raise UserError(f"the config names no {key}")
@@ -263,9 +276,10 @@ def _named(value: str | None, key: str) -> str:
 
 
 def _build(config: Config, dataset: Dataset) -> nn.Module:
-    torch.manual_seed(config.seed)
     name = _named(config.model, "model")
-    return build_model(name, dataset.classes, dataset.input_shape[0], config.weights == "DEFAULT")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return build_model(name, dataset.classes, dataset.input_shape[0], config.weights == "DEFAULT")
 
 
 def _check_classes(network: Network, dataset: Dataset) -> None:

@@ -94,6 +94,11 @@ class Evaluator:
             return False
         return precision == "bf16" or time.perf_counter() - start < plain_seconds
 
+    def untouched(self, images: ImageSet) -> Score:
+        """The score of the original network on other images."""
+        network = self.space.network
+        return score(logits(prepared(network.model, network.table.folds, False), images, self._size, False), images.labels)
+
     @property
     def precision(self) -> str:
         return "bf16" if self._bf16 else "fp32"

@@ -1,0 +1,75 @@
+"""Presets, overrides, and what is wrong with them said in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from amc.config import describe, load_config, presets, to_yaml
+from amc.errors import UserError
+
+DIGITS = "digits_resnet8_channel_macs50"
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_law_4_every_preset_loads(preset: str, tmp_path: Path) -> None:
+    _, config = load_config(preset)
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(str(path))[1] == config, "the resolved config repeats the run"
+    assert all(meaning for _, _, meaning in describe(config))
+
+
+def test_law_4_readme_names_presets_that_exist() -> None:
+    named = set(re.findall(r"\b[a-z0-9]+_[a-z0-9]+_[a-z0-9]+_(?:macs|params|memory|latency)[0-9]+\b", README.read_text()))
+    assert named and named <= set(presets())
+
+
+def test_numbers_with_exponents_are_numbers() -> None:
+    _, config = load_config(DIGITS, ["agent.actor_lr=1e-3", "train.lr=5e-2"])
+    assert config.agent["actor_lr"] == 0.001 and config.train is not None and config.train.lr == 0.05
+
+
+def test_overrides() -> None:
+    _, config = load_config(DIGITS, ["budget.limit=1000", "budget.metric=flops", "seed=3", "space.coupled=false", "train=null"])
+    assert config.budget.limit == 1000 and config.budget.ratio is None and config.budget.metric == "macs"
+    assert config.seed == 3 and config.space["coupled"] is False and config.train is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sede=1", "did you mean 'seed'"),
+        ("space.roundto=1", "did you mean 'space.round_to'"),
+        ("evaluate.imagse=1", "did you mean 'evaluate.images'"),
+        ("train.epoch=1", "did you mean 'train.epochs'"),
+        ("agent.sigm=1", "did you mean 'agent.sigma'"),
+        ("seed=abc", "seed is 'abc'"),
+        ("space.round_to=0", "space.round_to is 0"),
+        ("budget.ratio=0", "must be above 0"),
+        ("budget.ratio=1.5", "at most 1"),
+        ("budget.metric=mac", "did you mean 'macs'"),
+        ("budget.metric=latency_ms", "device profiles"),
+        ("budget.ratio=null", "either ratio or limit"),
+        ("space.name=chanel", "did you mean 'channel'"),
+        ("agent.name=ddgp", "did you mean 'ddpg'"),
+        ("reward=acuracy", "did you mean 'accuracy'"),
+        ("reward=nosuch:thing", "no module 'nosuch'"),
+        ("evaluate.precision=fp16", "evaluate.precision is 'fp16'"),
+        ("seed", "not of the form key=value"),
+    ],
+)
+def test_a_mistake_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(DIGITS, [override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_presets_and_files() -> None:
+    with pytest.raises(UserError, match="did you mean 'digits_resnet8_channel_macs50'"):
+        load_config("digits_resnet8_chanel_macs50")
+    with pytest.raises(UserError, match="does not exist"):
+        load_config("nowhere.yaml")

@@ -1,0 +1,62 @@
+"""The networks that many tests use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+from amc.network.builtin import CifarResNet, CifarVGG16, MobileNetV1
+from amc.network.layers import Network
+from amc.network.torchvision_compat import torchvision
+from amc.spaces.channel import ChannelSpace
+
+torch.set_num_threads(2)
+tv = torchvision.models
+
+ZOO: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "resnet20": (lambda: CifarResNet(3), 32),
+    "resnet56": (lambda: CifarResNet(9), 32),
+    "plain20": (lambda: CifarResNet(3, plain=True), 32),
+    "vgg16_bn": (CifarVGG16, 32),
+    "mobilenet_v1": (MobileNetV1, 64),
+    "tv_mobilenet_v2": (lambda: tv.mobilenet_v2(num_classes=10), 64),
+    "tv_resnet18": (lambda: tv.resnet18(num_classes=10), 64),
+    "tv_resnet50": (lambda: tv.resnet50(num_classes=10), 64),
+    "tv_densenet121": (lambda: tv.densenet121(num_classes=10), 32),
+    "tv_googlenet": (lambda: tv.googlenet(num_classes=10, init_weights=False), 64),
+    "tv_regnet_x_400mf": (lambda: tv.regnet_x_400mf(num_classes=10), 64),
+    "tv_resnext50": (lambda: tv.resnext50_32x4d(num_classes=10), 64),
+    "tv_shufflenet_v2": (lambda: tv.shufflenet_v2_x1_0(num_classes=10), 64),
+    "tv_efficientnet_b0": (lambda: tv.efficientnet_b0(num_classes=10), 64),
+}
+
+
+def uneven(model: nn.Module) -> nn.Module:
+    """Give every BatchNorm its own statistics and affine parameters, so that no two channels are alike."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.3, 0.3),
+            ):
+                tensor.uniform_(low, high, generator=generator)
+    return model.eval()
+
+
+@cache
+def zoo_network(name: str) -> Network:
+    torch.manual_seed(0)
+    build, size = ZOO[name]
+    return Network.of(uneven(build()), (3, size, size), name)
+
+
+@cache
+def zoo_space(name: str) -> ChannelSpace:
+    """The channel space of a zoo network, without repair."""
+    return ChannelSpace(zoo_network(name), {"repair": "none", "min_ratio": 0.3})
