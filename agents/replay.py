@@ -1,4 +1,6 @@
-"""The replay buffer of AMC: the episode's final reward is written to every transition of the episode."""
+"""The replay buffer of AMC: the episode's final reward is written to every transition of the
+episode.
+"""
 
 from __future__ import annotations
 
@@ -16,37 +18,60 @@ _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones")
 
 
 class EpisodeReplayBuffer(ReplayBuffer):
-    """Holds back an episode until it ends, then stores it with its final reward and its EXECUTED actions.
+    """Holds back an episode until it ends, then stores it with its final reward and its EXECUTED
+    actions.
 
-    Sampled rewards are reduced by a moving average of past episodes' rewards (AMC's baseline b, for less variance). Samples are drawn with
+    Sampled rewards are reduced by a moving average of past episodes' rewards (AMC's baseline b,
+    for less variance). Samples are drawn with
     the buffer's own generator.
     """
 
     def __init__(
-        self, buffer_size: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any],
-        device: str = "cpu", n_envs: int = 1, optimize_memory_usage: bool = False, seed: int = 0, baseline_decay: float = 0.95,
-    ) -> None:  # fmt: skip
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: str = "cpu",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        seed: int = 0,
+        baseline_decay: float = 0.95,
+    ) -> None:
         super().__init__(
-            buffer_size, observation_space, action_space, device, n_envs, optimize_memory_usage,
+            buffer_size,
+            observation_space,
+            action_space,
+            device,
+            n_envs,
+            optimize_memory_usage,
             handle_timeout_termination=False,
-        )  # fmt: skip
+        )
         self.generator = np.random.default_rng(seed)
         self.baseline_decay = baseline_decay
         self.baseline: float | None = None
         self._episode: list[tuple[Array, Array, Array, Array]] = []
 
     def add(
-        self, obs: Array, next_obs: Array, action: Array, reward: Array, done: Array, infos: list[dict[str, Any]]
+        self,
+        obs: Array,
+        next_obs: Array,
+        action: Array,
+        reward: Array,
+        done: Array,
+        infos: list[dict[str, Any]],
     ) -> None:
         """Hold a transition; at the end of the episode store them all.
 
-        ``infos[0]["executed_ratio"]``, where the environment gives it, replaces the action: the critic learns from what was done.
+        ``infos[0]["executed_ratio"]``, where the environment gives it, replaces the action: the
+        critic learns from what was done.
         """
         executed = infos[0].get("executed_ratio")
         if executed is not None:
             assert isinstance(self.action_space, spaces.Box)
             low, high = self.action_space.low, self.action_space.high
-            action = (2 * (np.array([[executed]], np.float32) - low) / (high - low) - 1).astype(np.float32)
+            action = (2 * (np.array([[executed]], np.float32) - low) / (high - low) - 1).astype(
+                np.float32
+            )
         self._episode.append((obs, next_obs, action, done))
         if not done[0]:
             return
@@ -55,16 +80,25 @@ class EpisodeReplayBuffer(ReplayBuffer):
         self._episode = []
         final = float(reward[0])
         decay = self.baseline_decay
-        self.baseline = final if self.baseline is None else decay * self.baseline + (1 - decay) * final
+        self.baseline = (
+            final if self.baseline is None else decay * self.baseline + (1 - decay) * final
+        )
 
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        indices = self.generator.integers(0, self.buffer_size if self.full else self.pos, size=batch_size)
+        indices = self.generator.integers(
+            0, self.buffer_size if self.full else self.pos, size=batch_size
+        )
         samples = self._get_samples(indices, env=env)
         return samples._replace(rewards=samples.rewards - (self.baseline or 0.0))
 
     def _get_samples(self, batch_inds: Array, env: Any = None) -> ReplayBufferSamples:
-        rows = [getattr(self, name)[batch_inds, 0] for name in ("observations", "actions", "next_observations")]
-        ends, rewards = (getattr(self, name)[batch_inds, 0].reshape(-1, 1) for name in ("dones", "rewards"))
+        rows = [
+            getattr(self, name)[batch_inds, 0]
+            for name in ("observations", "actions", "next_observations")
+        ]
+        ends, rewards = (
+            getattr(self, name)[batch_inds, 0].reshape(-1, 1) for name in ("dones", "rewards")
+        )
         return ReplayBufferSamples(*map(self.to_torch, (*rows, ends, rewards)))
 
     def state(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line: ``amc ls | show | search | resume | evaluate | export | check``.
 
-Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for Ctrl-C.
+Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from amc.errors import UserError
 from amc.progress import ConsoleReport
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="AutoML model compression by reinforcement learning: a smaller network within a budget.",
-)  # fmt: skip
+)
 out = Console()
 err = Console(stderr=True)
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, as budget.ratio=0.3")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="overrides, as budget.ratio=0.3"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 
 
@@ -112,14 +118,18 @@ def evaluate(
     result = exporting.evaluate(path, test, ConsoleReport(err))
     table = Table("", "baseline", "compressed")
     for key in ("search_accuracy", *(["test_accuracy"] if test else [])):
-        table.add_row(key.replace("_", " "), _percent(result[f"baseline_{key}"]), _percent(result[key]))
+        table.add_row(
+            key.replace("_", " "), _percent(result[f"baseline_{key}"]), _percent(result[key])
+        )
     _print(table, result, as_json)
 
 
 @app.command()
 def export(
     run: Path,
-    formats: Annotated[str, typer.Option("--format", help="comma-separated: onnx, safetensors")] = "onnx,safetensors",
+    formats: Annotated[
+        str, typer.Option("--format", help="comma-separated: onnx, safetensors")
+    ] = "onnx,safetensors",
 ) -> None:
     """Export the best strategy of a run: safetensors with strategy.json, ONNX, metrics.json."""
     from amc import export as exporting
@@ -148,15 +158,28 @@ class _Interrupted(Exception):
     """Ctrl-C, after the last episode was saved."""
 
     def __init__(self, path: Path) -> None:
-        found = [path] if (path / "config.yaml").is_file() else sorted(path.glob("s*"), key=lambda p: p.stat().st_mtime)
-        super().__init__(f"stopped; go on with: amc resume {found[-1]}" if found else "stopped before the search began")
+        found = (
+            [path]
+            if (path / "config.yaml").is_file()
+            else sorted(path.glob("s*"), key=lambda p: p.stat().st_mtime)
+        )
+        super().__init__(
+            f"stopped; go on with: amc resume {found[-1]}"
+            if found
+            else "stopped before the search began"
+        )
 
 
 def _closing(result: Any, as_json: bool) -> None:
     best, run = result.best, result.run
-    table = Table("", "baseline", "compressed", "ratio", title=f"best strategy: episode {best['episode']}")
+    table = Table(
+        "", "baseline", "compressed", "ratio", title=f"best strategy: episode {best['episode']}"
+    )
     table.add_row(
-        "search accuracy", _percent(best["baseline"]["search_accuracy"]), _percent(best["search_accuracy"]), ""
+        "search accuracy",
+        _percent(best["baseline"]["search_accuracy"]),
+        _percent(best["search_accuracy"]),
+        "",
     )
     _cost_rows(table, best["baseline"], best)
     for layer, why in list(result.problem.space.left_alone.items())[:5]:
@@ -165,13 +188,22 @@ def _closing(result: Any, as_json: bool) -> None:
         err.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     _print(table, {"run": str(run.path), **best}, as_json)
     if not as_json:
-        out.print(f"run: [bold]{run.path}[/] (search.png shows the search)", highlight=False, soft_wrap=True)
+        out.print(
+            f"run: [bold]{run.path}[/] (search.png shows the search)",
+            highlight=False,
+            soft_wrap=True,
+        )
         out.print(f"next: amc export {run.path}", highlight=False, soft_wrap=True)
 
 
 def _metrics_table(metrics: dict[str, Any]) -> Table:
     table = Table("", "baseline", "compressed", "ratio")
-    table.add_row("test accuracy", _percent(metrics["baseline_test_accuracy"]), _percent(metrics["test_accuracy"]), "")
+    table.add_row(
+        "test accuracy",
+        _percent(metrics["baseline_test_accuracy"]),
+        _percent(metrics["test_accuracy"]),
+        "",
+    )
     _cost_rows(table, metrics["baseline"], metrics)
     if latency := metrics["measured_latency_ms"]:
         before, after = latency["baseline"], latency["compressed"]
@@ -181,7 +213,11 @@ def _metrics_table(metrics: dict[str, Any]) -> Table:
 
 
 def _cost_rows(table: Table, before: dict[str, Any], after: dict[str, Any]) -> None:
-    for metric, label in (("macs", "MACs"), ("params", "params"), ("memory_bytes", "memory, bytes")):
+    for metric, label in (
+        ("macs", "MACs"),
+        ("params", "params"),
+        ("memory_bytes", "memory, bytes"),
+    ):
         ratio = after[metric] / before[metric]
         table.add_row(label, f"{before[metric]:,}", f"{after[metric]:,}", f"{ratio:.3f}")
 

@@ -1,4 +1,5 @@
-"""The configuration of a run: typed, frozen, every key with a meaning and, where it can have one, a default.
+"""The configuration of a run: typed, frozen, every key with a meaning and, where it can have one,
+a default.
 
 `load_config` reads a preset or a YAML file and applies ``a.b=value`` overrides.
 """
@@ -20,7 +21,6 @@ from amc.errors import UserError, unknown
 from amc.evaluate.inference import Precision
 from amc.registry import lookup
 
-
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -40,8 +40,12 @@ class BudgetConfig(Section):
     metric: Annotated[Metric, BeforeValidator(_canonical_metric)] = Field(
         "macs", description="macs (alias flops), params, memory_bytes, or latency_ms on the device"
     )
-    ratio: float | None = Field(None, description="the limit as a part of the original's cost, above 0 and at most 1")
-    limit: float | None = Field(None, description="the limit as an absolute value, instead of ratio")
+    ratio: float | None = Field(
+        None, description="the limit as a part of the original's cost, above 0 and at most 1"
+    )
+    limit: float | None = Field(
+        None, description="the limit as an absolute value, instead of ratio"
+    )
 
     def of(self, original: Cost) -> Budget:
         return Budget.of(self.metric, original, self.ratio, self.limit)
@@ -51,8 +55,13 @@ class EvaluateConfig(Section):
     """How a strategy is measured."""
 
     images: int = Field(5000, ge=1, description="held-out training images the search measures on")
-    calibration_images: int = Field(1000, ge=1, description="other training images that repair may use")
-    precision: Precision = Field("auto", description="auto, fp32 or bf16; auto takes bf16 where it is faster and agrees with fp32")
+    calibration_images: int = Field(
+        1000, ge=1, description="other training images that repair may use"
+    )
+    precision: Precision = Field(
+        "auto",
+        description="auto, fp32 or bf16; auto takes bf16 where it is faster and agrees with fp32",
+    )
 
 
 class TrainConfig(Section):
@@ -61,38 +70,67 @@ class TrainConfig(Section):
     epochs: int = Field(30, ge=1, description="passes over the training images")
     batch_size: int = Field(128, ge=1, description="images an update")
     lr: float = Field(0.1, gt=0, description="peak learning rate of SGD, one cosine")
-    weight_decay: float = Field(5e-4, ge=0, description="on weights of convolutions and linear layers")
+    weight_decay: float = Field(
+        5e-4, ge=0, description="on weights of convolutions and linear layers"
+    )
     augment: bool = Field(True, description="random shifts and mirror images")
 
 
 class Config(Section):
     """One run."""
 
-    model: str | None = Field(None, description="a built-in network, torchvision:NAME, or module:callable")
-    weights: str | None = Field(None, description="a file, looked for in the weights directory; DEFAULT: torchvision's; none: see train")
+    model: str | None = Field(
+        None, description="a built-in network, torchvision:NAME, or module:callable"
+    )
+    weights: str | None = Field(
+        None,
+        description="a file, looked for in the weights directory; DEFAULT: torchvision's; none: "
+        "see train",
+    )
     dataset: str | None = Field(None, description="digits, cifar10, npz:PATH or imagefolder:PATH")
-    space: dict[str, Any] = Field(default_factory=lambda: {"name": "channel"}, description="the action space and its options")
-    budget: BudgetConfig = Field(default_factory=BudgetConfig, description="what the compressed network may cost")
+    space: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "channel"}, description="the action space and its options"
+    )
+    budget: BudgetConfig = Field(
+        default_factory=BudgetConfig, description="what the compressed network may cost"
+    )
     reward: str = Field("accuracy", description="a reward by name, or module:function")
-    device: str | None = Field(None, description="a device profile's name or file; required by latency_ms")
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="how a strategy is measured")
-    agent: dict[str, Any] = Field(default_factory=lambda: {"name": "ddpg"}, description="the search algorithm and its options")
+    device: str | None = Field(
+        None, description="a device profile's name or file; required by latency_ms"
+    )
+    evaluate: EvaluateConfig = Field(
+        default_factory=EvaluateConfig, description="how a strategy is measured"
+    )
+    agent: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "ddpg"}, description="the search algorithm and its options"
+    )
     train: TrainConfig | None = Field(None, description="train the base network first")
-    heldout: str | None = Field(None, description="a .npy file of held-out indices, looked for in the data directory; none: drawn")
+    heldout: str | None = Field(
+        None,
+        description="a .npy file of held-out indices, looked for in the data directory; none: "
+        "drawn",
+    )
     image_size: int = Field(224, ge=8, description="height and width of imagefolder images")
-    data_dir: str | None = Field(None, description="where data is; else AMC_DATA_DIR, else ~/.cache/amc")
-    weights_dir: str | None = Field(None, description="where weights are; else AMC_WEIGHTS_DIR, else ~/.cache/amc")
+    data_dir: str | None = Field(
+        None, description="where data is; else AMC_DATA_DIR, else ~/.cache/amc"
+    )
+    weights_dir: str | None = Field(
+        None, description="where weights are; else AMC_WEIGHTS_DIR, else ~/.cache/amc"
+    )
     seed: int = Field(0, ge=0, description="of everything random")
 
 
 def presets() -> list[str]:
     """The names of all presets."""
     folder = importlib.resources.files("amc.configs")
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return sorted(
+        item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
+    )
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
-    """The name and the configuration of a preset or a YAML file, with overrides ``a.b=value`` applied.
+    """The name and the configuration of a preset or a YAML file, with overrides ``a.b=value``
+    applied.
 
     Raises:
         UserError: the preset, a key or a value is wrong.
@@ -102,10 +140,16 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> tuple[str, Config
         if not path.is_file():
             raise UserError(f"the config file {source!r} does not exist")
         name, text = path.stem, path.read_text(encoding="utf-8")
-        name = path.parent.parent.name if path.stem == "config" and path.parent.parent.name else name
+        name = (
+            path.parent.parent.name if path.stem == "config" and path.parent.parent.name else name
+        )
     elif source in presets():
         name = source
-        text = importlib.resources.files("amc.configs").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+        text = (
+            importlib.resources.files("amc.configs")
+            .joinpath(f"{source}.yaml")
+            .read_text(encoding="utf-8")
+        )
     else:
         raise unknown("preset", source, presets())
     return name, parse_config(_yaml(text, source), overrides)
@@ -124,7 +168,10 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     config = _validated(Config, values, "")
     updates = {"space": _options("space", config.space), "agent": _options("agent", config.agent)}
     if config.device is not None or config.budget.metric == "latency_ms":
-        raise UserError("budget.metric latency_ms and device need device profiles, which this version does not have yet")
+        raise UserError(
+            "budget.metric latency_ms and device need device profiles, which this version does "
+            "not have yet"
+        )
     ratio = config.budget.ratio
     if ratio is not None and (not 0 < ratio <= 1 or math.isnan(ratio)):
         raise UserError(f"budget.ratio is {ratio}: it must be above 0 and at most 1")
@@ -199,11 +246,17 @@ def describe(config: Config) -> list[tuple[str, Any, str]]:
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            rows += [(f"{name}.{k}", getattr(value, k), f.description or "") for k, f in type(value).model_fields.items()]
+            rows += [
+                (f"{name}.{k}", getattr(value, k), f.description or "")
+                for k, f in type(value).model_fields.items()
+            ]
         elif name in ("space", "agent"):
             fields = lookup(name, value["name"]).Options.model_fields  # type: ignore[arg-type]
             rows.append((f"{name}.name", value["name"], info.description or ""))
-            rows += [(f"{name}.{key}", value[key], field.description or "") for key, field in fields.items()]
+            rows += [
+                (f"{name}.{key}", value[key], field.description or "")
+                for key, field in fields.items()
+            ]
         else:
             rows.append((name, value, info.description or ""))
     return rows

@@ -1,4 +1,5 @@
-"""Export: weights and a strategy that rebuild the compressed network, and ONNX checked against PyTorch.
+"""Export: weights and a strategy that rebuild the compressed network, and ONNX checked against
+PyTorch.
 
 `load` gives back an ordinary, trainable ``nn.Module``; nothing is unpickled.
 """
@@ -31,18 +32,29 @@ from amc.network.layers import evaluating, example_input, trace
 from amc.network.models import build_model, load_weights
 from amc.progress import Report, silent
 from amc.registry import lookup
-from amc.run import Run, write_atomically, write_json
+from amc.run import Run, write_bytes, write_json
 from amc.search import Problem, open_problem
 
 FORMATS = ("safetensors", "onnx")
-WEIGHTS, STRATEGY, ONNX, METRICS = "model.safetensors", "strategy.json", "model.onnx", "metrics.json"
+WEIGHTS, STRATEGY, ONNX, METRICS = (
+    "model.safetensors",
+    "strategy.json",
+    "model.onnx",
+    "metrics.json",
+)
 _TOLERANCE = 1e-3  # of the largest output, between ONNX and PyTorch
 
 
 def export(
-    path: str | Path, formats: Collection[str] = FORMATS, *, model: nn.Module | None = None, report: Report = silent, **given: Any
+    path: str | Path,
+    formats: Collection[str] = FORMATS,
+    *,
+    model: nn.Module | None = None,
+    report: Report = silent,
+    **given: Any,
 ) -> dict[str, Any]:
-    """Export the best strategy of a run into its ``export`` folder, and measure it on the test images.
+    """Export the best strategy of a run into its ``export`` folder, and measure it on the test
+    images.
 
     Args:
         path: the run's directory.
@@ -69,13 +81,15 @@ def export(
     report("exporting", 0, steps)
     if "safetensors" in formats:
         state = save({key: value.contiguous() for key, value in compressed.state_dict().items()})
-        write_atomically(folder / WEIGHTS, lambda file: file.write(state))
+        write_bytes(folder / WEIGHTS, state)
         write_json(folder / STRATEGY, _description(run, problem, best))
     report("exporting", 1, steps)
     metrics = _measured(run, problem, compressed, best)
     report("exporting", 2, steps)
     if "onnx" in formats:
-        metrics["onnx_max_abs_diff"] = to_onnx(compressed, problem.dataset.input_shape, folder / ONNX)
+        metrics["onnx_max_abs_diff"] = to_onnx(
+            compressed, problem.dataset.input_shape, folder / ONNX
+        )
         report("exporting", 3, steps)
         metrics["measured_latency_ms"] = _compare_latency(problem, folder / ONNX)
     write_json(folder / METRICS, metrics)
@@ -97,9 +111,16 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     description = read_description(folder)
     if model is None:
         if description["model"] is None:
-            raise UserError(f"the network of {str(path)!r} was given from Python: load it with amc.export.load(path, model=...)")
-        model = build_model(description["model"], description["classes"], description["input_shape"][0])
-    rebuilt: nn.Module = lookup("space", description["space"]).rebuild(model, description["structure"])
+            raise UserError(
+                f"the network of {str(path)!r} was given from Python: load it with "
+                "amc.export.load(path, model=...)"
+            )
+        model = build_model(
+            description["model"], description["classes"], description["input_shape"][0]
+        )
+    rebuilt: nn.Module = lookup("space", description["space"]).rebuild(
+        model, description["structure"]
+    )
     load_weights(rebuilt, folder / WEIGHTS)
     return rebuilt.eval()
 
@@ -120,7 +141,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def to_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> float:
-    """Write ONNX with a dynamic batch, and run it: the largest absolute difference from PyTorch on 8 random images.
+    """Write ONNX with a dynamic batch, and run it: the largest absolute difference from PyTorch on
+    8 random images.
 
     Raises:
         ArithmeticError: the two do not agree.
@@ -128,18 +150,28 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> float
     images = example_input(model, input_shape, batch=8)
     quiet = io.StringIO()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), evaluating(model):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+        evaluating(model),
+    ):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["images"],
-            output_names=["logits"], verbose=False,
-        )  # fmt: skip
+            model,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
         expected = model(images).numpy()
     assert program is not None
     with tempfile.TemporaryDirectory() as scratch:
         program.save(str(Path(scratch) / ONNX), external_data=False)
         content = (Path(scratch) / ONNX).read_bytes()
-    write_atomically(path, lambda file: file.write(content))
+    write_bytes(path, content)
     got = _session(path).run(None, {"images": images.numpy()})[0]
     difference = float(np.abs(got - expected).max())
     if difference > _TOLERANCE * max(1.0, float(np.abs(expected).max())):
@@ -148,7 +180,8 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> float
 
 
 def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> dict[str, Any]:
-    """The accuracy of a run's best strategy, or of an export, before fine-tuning: on the held-out images, and on the test images if asked.
+    """The accuracy of a run's best strategy, or of an export, before fine-tuning: on the held-out
+    images, and on the test images if asked.
 
     Raises:
         UserError: the folder is neither.
@@ -182,7 +215,9 @@ def _description(run: Run, problem: Problem, best: dict[str, Any]) -> dict[str, 
     }
 
 
-def _measured(run: Run, problem: Problem, compressed: nn.Module, best: dict[str, Any]) -> dict[str, Any]:
+def _measured(
+    run: Run, problem: Problem, compressed: nn.Module, best: dict[str, Any]
+) -> dict[str, Any]:
     cost = cost_of(trace(compressed, problem.dataset.input_shape))  # of the metal, not of the paper
     original = problem.space.cost({})
     return {
@@ -207,7 +242,9 @@ def _accuracy(problem: Problem, model: nn.Module, test: bool) -> float:
     total = 0.0
     for start in range(0, len(indices), 5000):  # a folder of images need not fit into memory
         images = ImageSet.of(dataset, source, indices[start : start + 5000])
-        total += score(logits(fast, images, size, bf16=False), images.labels).accuracy * len(images.labels)
+        total += score(logits(fast, images, size, bf16=False), images.labels).accuracy * len(
+            images.labels
+        )
     return total / len(indices)
 
 
@@ -218,7 +255,9 @@ def _session(path: Path) -> Any:
 
 
 def _compare_latency(problem: Problem, compressed: Path, seconds: float = 2.0) -> dict[str, Any]:
-    """Median milliseconds an image (batch 1) of the baseline and the compressed network in ONNX Runtime, measured in turn."""
+    """Median milliseconds an image (batch 1) of the baseline and the compressed network in ONNX
+    Runtime, measured in turn.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         baseline = Path(scratch) / ONNX
         to_onnx(problem.network.model, problem.dataset.input_shape, baseline)
@@ -231,8 +270,7 @@ def _compare_latency(problem: Problem, compressed: Path, seconds: float = 2.0) -
             start = time.perf_counter()
             session.run(None, {"images": image})
             times[name].append(1e3 * (time.perf_counter() - start))
-    medians = {name: statistics.median(values[len(values) // 10 :]) for name, values in times.items()}
+    medians = {
+        name: statistics.median(values[len(values) // 10 :]) for name, values in times.items()
+    }
     return {**medians, "runtime": f"onnxruntime {onnxruntime.__version__}", "batch": 1}
-
-
-

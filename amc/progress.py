@@ -1,4 +1,6 @@
-"""How anything long reports its progress: one callable ``report(what, done, total)``, shown as a bar with the time left."""
+"""How anything long reports its progress: one callable ``report(what, done, total)``, shown as a
+bar with the time left.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,15 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Report = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and the total. Ends where both are equal."""
@@ -29,7 +39,7 @@ class ConsoleReport:
         self._start = self._logged = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        key = what.split(" |")[0]
+        key = what.split(" |", maxsplit=1)[0]
         if key != self._what:
             self.close()
             self._what, self._start = key, time.monotonic()
@@ -41,16 +51,22 @@ class ConsoleReport:
             spent = self._logged - self._start
             left = spent / max(done, 1) * (total - done)
             if spent > 2:
-                self.console.print(f"{what}: {done}/{total}, {spent:.0f} s, {left:.0f} s left", highlight=False)
+                self.console.print(
+                    f"{what}: {done}/{total}, {spent:.0f} s, {left:.0f} s left", highlight=False
+                )
         if done >= total:
             self.close()
 
     def _draw(self, what: str, done: int, total: int) -> None:
         if self._bar is None:
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=self.console)
             self._bar.start()
             self._task = self._bar.add_task(what, total=total)

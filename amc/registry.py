@@ -1,6 +1,7 @@
 """What can be named in a config: name -> "module:attribute", imported when it is asked for.
 
-A name that is not listed but has a colon is taken as a user's own ``module:attribute``; nothing has to be registered.
+A name that is not listed but has a colon is taken as a user's own ``module:attribute``; nothing
+has to be registered.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ KNOWN: dict[Kind, dict[str, str]] = {
     },
     "reward": {
         name: f"amc.evaluate.rewards:{name}"
-        for name in ("accuracy", "macs", "params", "memory", "latency", "mnasnet", "cross_entropy", "kl")
+        for name in (
+            "accuracy",
+            "macs",
+            "params",
+            "memory",
+            "latency",
+            "mnasnet",
+            "cross_entropy",
+            "kl",
+        )
     }
     | {"flops": "amc.evaluate.rewards:macs"},
     "agent": {"ddpg": "amc.agents.ddpg:DDPGAgent"},
@@ -57,7 +67,9 @@ def import_object(path: str, kind: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and not module_name.startswith(error.name):
             raise
-        raise UserError(f"unknown {kind} {path!r}: there is no module {module_name!r} here or installed") from error
+        raise UserError(
+            f"unknown {kind} {path!r}: there is no module {module_name!r} here or installed"
+        ) from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:

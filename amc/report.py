@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from amc.run import write_atomically
+from amc.run import write_bytes
 
 matplotlib.use("Agg")
 
@@ -19,35 +19,59 @@ _PHASES = {"warmup": ("#9aa5b1", "random warm-up"), "explore": ("#2b6cb0", "agen
 
 
 def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Path) -> None:
-    """Search accuracy over the episodes, the best so far, uniform and the baseline; below, the keep ratios of the best strategy."""
+    """Search accuracy over the episodes, the best so far, uniform and the baseline; below, the
+    keep ratios of the best strategy.
+    """
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
     for phase, (color, label) in _PHASES.items():
         chosen = [line for line in lines if line["phase"] == phase]
         if chosen:
-            x, y = [line["episode"] for line in chosen], [100 * line["search_accuracy"] for line in chosen]
+            x, y = (
+                [line["episode"] for line in chosen],
+                [100 * line["search_accuracy"] for line in chosen],
+            )
             top.plot(x, y, ".", color=color, label=label, markersize=4)
     walked = [line for line in lines if line["feasible"]]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
-    top.plot([line["episode"] for line in walked], running, color="#1a202c", linewidth=1.2, label="best so far")
+    top.plot(
+        [line["episode"] for line in walked],
+        running,
+        color="#1a202c",
+        linewidth=1.2,
+        label="best so far",
+    )
     for line in lines:
         if line["phase"] == "uniform":
-            top.axhline(100 * line["search_accuracy"], color="#dd6b20", linestyle="--", label="uniform at the budget")
+            top.axhline(
+                100 * line["search_accuracy"],
+                color="#dd6b20",
+                linestyle="--",
+                label="uniform at the budget",
+            )
     base = 100 * best["baseline"]["search_accuracy"]
     top.axhline(base, color="#38a169", linestyle=":", label="before compression")
     accuracies = [100 * line["search_accuracy"] for line in lines]
     top.set_ylim(max(0.0, float(np.percentile(accuracies, 5)) - 2), max(base, *accuracies) + 1)
-    top.set(xlabel="episode", ylabel="search accuracy (%)", title="Search: accuracy on held-out images, before fine-tuning")
+    top.set(
+        xlabel="episode",
+        ylabel="search accuracy (%)",
+        title="Search: accuracy on held-out images, before fine-tuning",
+    )
     top.legend(fontsize=8, loc="lower right")
     _plot_ratios(bottom, best)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    write_bytes(path, buffer.getvalue())
 
 
 def _plot_ratios(axes: Any, best: dict[str, Any]) -> None:
     names, ratios = list(best["strategy"]), best["ratios"]
     axes.bar(range(len(names)), ratios, color="#2b6cb0")
-    axes.set(ylim=(0, 1.05), ylabel="keep ratio", title=f"Best strategy: episode {best['episode']} ({best['phase']})")
+    axes.set(
+        ylim=(0, 1.05),
+        ylabel="keep ratio",
+        title=f"Best strategy: episode {best['episode']} ({best['phase']})",
+    )
     step = max(1, len(names) // 40)
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)

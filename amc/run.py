@@ -1,6 +1,7 @@
 """The run directory: one search, one resolved config, one seed.
 
-The journal ``episodes.jsonl`` is append-only and the only source of truth: everything else is derived from it or can be. Whatever else is
+The journal ``episodes.jsonl`` is append-only and the only source of truth: everything else is
+derived from it or can be. Whatever else is
 written is written aside first and then renamed, so a run killed at any moment is whole.
 """
 
@@ -9,13 +10,14 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -38,12 +40,13 @@ def _disk(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise UserError(
-                f"{str(path)!r} cannot be written ({os.strerror(error.errno)}): what was done before is safe; make room, then resume"
+                f"{str(path)!r} cannot be written ({os.strerror(error.errno)}): what was done "
+                "before is safe; make room, then resume"
             ) from error
         raise
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to the disk, and rename it into place.
 
     Raises:
@@ -54,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:
-                write(file)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
@@ -64,7 +67,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+    """`write_bytes`, as indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 class Run:
@@ -81,12 +85,16 @@ class Run:
             UserError: the directory exists and is not empty.
         """
         if path.exists() and any(path.iterdir()):
-            raise UserError(f"the run directory {str(path)!r} exists and is not empty: nothing is overwritten")
+            raise UserError(
+                f"the run directory {str(path)!r} exists and is not empty: nothing is overwritten"
+            )
         run = cls(path)
         text = to_yaml(config).encode()
-        write_atomically(path / "config.yaml", lambda file: file.write(text))
+        write_bytes(path / "config.yaml", text)
         digest = hashlib.sha256(text).hexdigest()
-        write_json(path / "provenance.json", {"schema": SCHEMA, "config_sha256": digest, **provenance})
+        write_json(
+            path / "provenance.json", {"schema": SCHEMA, "config_sha256": digest, **provenance}
+        )
         return run
 
     @classmethod
@@ -96,14 +104,17 @@ class Run:
         Raises:
             UserError: it is not one, or its config was changed.
         """
-        missing = [name for name in ("config.yaml", "provenance.json") if not (path / name).is_file()]
+        missing = [
+            name for name in ("config.yaml", "provenance.json") if not (path / name).is_file()
+        ]
         if missing:
             raise UserError(f"{str(path)!r} is not a run directory: it has no {missing[0]}")
         run = cls(path)
         digest = hashlib.sha256((path / "config.yaml").read_bytes()).hexdigest()
         if digest != run.provenance.get("config_sha256"):
             raise UserError(
-                f"{str(path / 'config.yaml')!r} was changed after the run started: start a new run with "
+                f"{str(path / 'config.yaml')!r} was changed after the run started: start a new "
+                "run with "
                 f"`amc search {path / 'config.yaml'}`"
             )
         return run
@@ -128,7 +139,9 @@ class Run:
             UserError: the search has no episode yet.
         """
         if not (self.path / "best.json").is_file():
-            raise UserError(f"{str(self.path)!r} has no best.json: its search has not ended an episode yet")
+            raise UserError(
+                f"{str(self.path)!r} has no best.json: its search has not ended an episode yet"
+            )
         value: dict[str, Any] = self._json("best.json")
         return value
 
@@ -141,7 +154,8 @@ class Run:
     # the journal
 
     def lines(self) -> list[dict[str, Any]]:
-        """All whole episode lines. A torn last line (a run killed while writing) is cut off the file.
+        """All whole episode lines. A torn last line (a run killed while writing) is cut off the
+        file.
 
         Raises:
             UserError: a line before the last is damaged.
@@ -159,7 +173,9 @@ class Run:
             except (ValueError, KeyError, TypeError):
                 torn = True
             if torn and end + len(line) < len(raw):
-                raise UserError(f"{str(path)!r} is damaged in line {number + 1}: the lines before it are whole")
+                raise UserError(
+                    f"{str(path)!r} is damaged in line {number + 1}: the lines before it are whole"
+                )
             if torn:
                 break
             whole.append(entry)
@@ -177,11 +193,12 @@ class Run:
         """
         path = self.path / "episodes.jsonl"
         line = json.dumps({"episode": episode, "phase": phase, **outcome.as_line()}) + "\n"
-        with _disk(path), path.open("ab") as file:
+        left = line.encode()
+        with _disk(path), path.open("ab", buffering=0) as file:  # a buffer would try again at close
             before = file.tell()
             try:
-                file.write(line.encode())
-                file.flush()
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.truncate(path, before)
@@ -192,18 +209,16 @@ class Run:
     def write_layers(self, table: LayerTable) -> None:
         """layers.csv: the layer table with its costs."""
         names = [field.name for field in fields(LayerSpec)]
-        rows = [[*(getattr(layer, name) for name in names), layer.macs, layer.params] for layer in table]
-
-        def write(file: IO[bytes]) -> None:
-            lines: list[str] = []
-            writer = csv.writer(_Lines(lines))
-            writer.writerow([*names, "macs", "params"])
-            writer.writerows(
-                [["x".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in row] for row in rows]
-            )
-            file.write("".join(lines).encode())
-
-        write_atomically(self.path / "layers.csv", write)
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow([*names, "macs", "params"])
+        for layer in table:
+            cells = [getattr(layer, name) for name in names]
+            cells = [
+                "x".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in cells
+            ]
+            writer.writerow([*cells, layer.macs, layer.params])
+        write_bytes(self.path / "layers.csv", text.getvalue().encode())
 
     def write_best(self, baseline: Score, original: Cost) -> dict[str, Any]:
         """best.json: the feasible episode with the highest reward, the earliest of equals."""
@@ -215,22 +230,18 @@ class Run:
         return best
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        write_atomically(self.path / "checkpoint" / CHECKPOINT, lambda file: torch.save(state, file))
+        buffer = io.BytesIO()  # torch.save hides a full disk behind an error of its own
+        torch.save(state, buffer)
+        write_bytes(self.path / "checkpoint" / CHECKPOINT, buffer.getvalue())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint; None where there is none or it is damaged (the journal is enough to go on)."""
+        """The last checkpoint; None where there is none or it is damaged (the journal is enough to
+        go on).
+        """
         try:
-            state: dict[str, Any] = torch.load(self.path / "checkpoint" / CHECKPOINT, weights_only=True)
+            state: dict[str, Any] = torch.load(
+                self.path / "checkpoint" / CHECKPOINT, weights_only=True
+            )
         except Exception:
             return None
         return state
-
-
-class _Lines:
-    """A file for csv.writer that collects text."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def write(self, text: str) -> None:
-        self._lines.append(text)

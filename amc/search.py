@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -38,12 +37,16 @@ from amc.network.models import build_model, load_weights
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.report import plot_search
-from amc.run import Run, write_atomically
+from amc.run import Run, write_bytes
 from amc.spaces.base import CompressionSpace
 from amc.train import train
 
-BASE = "base.safetensors"  # the base network's weights, kept in the run where they come from no file
-MEMORISED = 1.5  # a base network whose held-out cross-entropy is below this many times that of training images has seen them
+BASE = (
+    "base.safetensors"  # the base network's weights, kept in the run where they come from no file
+)
+# a base network whose held-out cross-entropy is below this many times that of training images has
+# seen them
+MEMORISED = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +63,13 @@ class Problem:
 
     @classmethod
     def build(
-        cls, config: Config, model: nn.Module | None = None, dataset: Dataset | None = None, report: Report = silent,
+        cls,
+        config: Config,
+        model: nn.Module | None = None,
+        dataset: Dataset | None = None,
+        report: Report = silent,
         base: Path | None = None,
-    ) -> Problem:  # fmt: skip
+    ) -> Problem:
         """Load, train or take the network; trace, probe and verify it; refuse what cannot work.
 
         Args:
@@ -87,12 +94,16 @@ class Problem:
             model = _build(config, dataset)
         untrained = own and base is None and config.weights is None
         if untrained and config.train is None:
-            raise UserError(f"model {name!r} has no weights: name a file as weights, or add a train section")
+            raise UserError(
+                f"model {name!r} has no weights: name a file as weights, or add a train section"
+            )
         if base is not None:
             load_weights(model, base)
         elif own and config.weights not in (None, "DEFAULT"):
             assert config.weights is not None
-            load_weights(model, find_file(config.weights, data_folder(config.weights_dir, "AMC_WEIGHTS_DIR")))
+            load_weights(
+                model, find_file(config.weights, data_folder(config.weights_dir, "AMC_WEIGHTS_DIR"))
+            )
         network = Network.of(model, dataset.input_shape, name)
         _check_classes(network, dataset)
         space = _space(config, network, dataset, splits, report)
@@ -122,9 +133,14 @@ class SearchResult:
 
 
 def search(
-    config: Config | str, *, model: nn.Module | None = None, dataset: Dataset | None = None, out: str | Path = "runs",
-    name: str | None = None, report: Report = silent,
-) -> SearchResult:  # fmt: skip
+    config: Config | str,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    out: str | Path = "runs",
+    name: str | None = None,
+    report: Report = silent,
+) -> SearchResult:
     """Search for the best strategy within the budget.
 
     Args:
@@ -149,13 +165,19 @@ def search(
     run = Run.create(path, config, _provenance(problem))
     run.write_layers(problem.network.table)
     if model is not None or problem.trained_here:
-        state = save({key: value.contiguous() for key, value in problem.network.model.state_dict().items()})
-        write_atomically(path / BASE, lambda file: file.write(state))
+        state = save(
+            {key: value.contiguous() for key, value in problem.network.model.state_dict().items()}
+        )
+        write_bytes(path / BASE, state)
     return _continue(run, problem, report)
 
 
 def resume(
-    path: str | Path, *, model: nn.Module | None = None, dataset: Dataset | None = None, report: Report = silent
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    report: Report = silent,
 ) -> SearchResult:
     """Go on with a run. Its journal will be what it would have been without the stop.
 
@@ -167,16 +189,25 @@ def resume(
 
 
 def open_problem(
-    path: str | Path, model: nn.Module | None = None, dataset: Dataset | None = None, report: Report = silent
+    path: str | Path,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    report: Report = silent,
 ) -> tuple[Run, Problem]:
     """A run and what it works on, as it was when the run started."""
     run = Run.open(Path(path))
     config = run.config
     if config.model is None and model is None:
-        raise UserError(f"the network of {str(path)!r} was given from Python: resume with amc.search.resume(path, model=...)")
+        raise UserError(
+            f"the network of {str(path)!r} was given from Python: resume with "
+            "amc.search.resume(path, model=...)"
+        )
     base = run.path / BASE if (run.path / BASE).is_file() else None
     if base is None and config.weights is None:
-        raise UserError(f"{str(path)!r} has no {BASE}: it stopped before its network was trained; start it again")
+        raise UserError(
+            f"{str(path)!r} has no {BASE}: it stopped before its network was trained; start it "
+            "again"
+        )
     return run, Problem.build(config, model, dataset, report, base)
 
 
@@ -184,7 +215,9 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     """The episodes that are left, the journal, the checkpoints, and what is derived from them."""
     evaluator = problem.evaluator(run.provenance.get("precision"))
     warning = _memorised(problem, evaluator)
-    run.update_provenance(precision=evaluator.precision, precision_note=evaluator.precision_note, warning=warning)
+    run.update_provenance(
+        precision=evaluator.precision, precision_note=evaluator.precision_note, warning=warning
+    )
     lines = run.lines()
     for line in lines:
         evaluator.remember(Outcome.from_line(line))
@@ -195,12 +228,15 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     agent_class = lookup("agent", problem.config.agent["name"])
     options = {key: value for key, value in problem.config.agent.items() if key != "name"}
     env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=evaluator)
-    agent = agent_class(env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed)
+    agent = agent_class(
+        env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
+    )
     state = run.load_checkpoint()
     if state is not None and 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
         agent.load_state(state)
         recorder.number = 1 + agent.episodes_done
-    # the environment's outcome is written before the agent learns from it: the journal is never behind a checkpoint
+    # the environment's outcome is written before the agent learns from it: the journal is never
+    # behind a checkpoint
     env = _Journaled(env, lambda outcome: recorder(agent.phase_of(recorder.number - 1), outcome))
     agent.set_env(env)
 
@@ -217,7 +253,7 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
 
 
 class _Recorder:
-    """Writes outcomes to the journal, and checks that a resumed run repeats what is there already."""
+    """Writes outcomes to the journal; a resumed run must repeat what is there already."""
 
     def __init__(self, run: Run, lines: list[dict[str, Any]]) -> None:
         self.run, self.lines = run, lines
@@ -230,7 +266,8 @@ class _Recorder:
         if self.number < len(self.lines):
             if self.lines[self.number]["strategy"] != outcome.strategy:
                 raise UserError(
-                    f"{str(self.run.path)!r}: episode {self.number} comes out otherwise than in its journal: packages, data or "
+                    f"{str(self.run.path)!r}: episode {self.number} comes out otherwise than in "
+                    "its journal: packages, data or "
                     "weights have changed since"
                 )
         else:
@@ -258,14 +295,18 @@ class _Journaled(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _memorised(problem: Problem, evaluator: Evaluator) -> str | None:
-    """A warning where the base network does as well on the held-out images as on those it was trained on."""
+    """A warning where the base network does as well on the held-out images as on those it was
+    trained on.
+    """
     seen = ImageSet.of(problem.dataset, problem.dataset.train, problem.splits.calibration)
     trained, unseen = evaluator.untouched(seen), evaluator.baseline
     if unseen.accuracy < 0.98 or unseen.cross_entropy > MEMORISED * trained.cross_entropy:
         return None
     return (
-        f"the base network scores {100 * unseen.accuracy:.2f}% on the held-out images, as well as on training images: it looks "
-        "trained on them, which misleads a search at the top; use weights trained without them, or name unseen images as heldout"
+        f"the base network scores {100 * unseen.accuracy:.2f}% on the held-out images, as well "
+        "as on training images: it looks "
+        "trained on them, which misleads a search at the top; use weights trained without them, "
+        "or name unseen images as heldout"
     )
 
 
@@ -279,21 +320,30 @@ def _build(config: Config, dataset: Dataset) -> nn.Module:
     name = _named(config.model, "model")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return build_model(name, dataset.classes, dataset.input_shape[0], config.weights == "DEFAULT")
+        return build_model(
+            name, dataset.classes, dataset.input_shape[0], config.weights == "DEFAULT"
+        )
 
 
 def _check_classes(network: Network, dataset: Dataset) -> None:
     with evaluating(network.model):
         output = network.model(example_input(network.model, network.input_shape))
-    if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[1] < dataset.classes:
+    if (
+        not isinstance(output, torch.Tensor)
+        or output.dim() != 2
+        or output.shape[1] < dataset.classes
+    ):
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UserError(
-            f"{network.name!r} gives {shape} for an image, but {dataset.name!r} has {dataset.classes} classes: "
+            f"{network.name!r} gives {shape} for an image, but {dataset.name!r} has "
+            f"{dataset.classes} classes: "
             f"(1, {dataset.classes}) was expected"
         )
 
 
-def _space(config: Config, network: Network, dataset: Dataset, splits: Splits, report: Report) -> CompressionSpace:
+def _space(
+    config: Config, network: Network, dataset: Dataset, splits: Splits, report: Report
+) -> CompressionSpace:
     space_class = lookup("space", config.space["name"])
     options = {key: value for key, value in config.space.items() if key != "name"}
     calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
@@ -301,7 +351,10 @@ def _space(config: Config, network: Network, dataset: Dataset, splits: Splits, r
     space.report = report
     if not space.decisions:
         reasons = "; ".join(f"{layer}: {why}" for layer, why in list(space.left_alone.items())[:3])
-        raise UserError(f"there is nothing to decide in {network.name!r} with the space {config.space['name']!r} ({reasons})")
+        raise UserError(
+            f"there is nothing to decide in {network.name!r} with the space "
+            f"{config.space['name']!r} ({reasons})"
+        )
     return space
 
 
@@ -317,9 +370,16 @@ def _provenance(problem: Problem) -> dict[str, Any]:
         "amc": __version__,
         "command": sys.argv,
         "git_commit": _git_commit(),
-        "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy", "scipy")},
+        "packages": {
+            name: metadata.version(name)
+            for name in ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy", "scipy")
+        },
         "python": platform.python_version(),
-        "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
         "threads": torch.get_num_threads(),
         "checksums": {
             "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
@@ -336,7 +396,11 @@ def _provenance(problem: Problem) -> dict[str, Any]:
 def _git_commit() -> str | None:
     try:
         found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -348,5 +412,9 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in text.splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor()

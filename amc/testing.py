@@ -1,4 +1,5 @@
-"""Conformance of an action space: the laws that every space must keep, run on small networks of several kinds.
+"""Conformance of an action space: the laws that every space must keep, run on small networks of
+several kinds.
 
 For plug-in authors: ``check_space(MySpace)`` in a test, or ``amc check my_module:MySpace``.
 """
@@ -26,21 +27,45 @@ _EPISODES = 10
 
 
 def sample_networks() -> list[Network]:
-    """A residual network, a grouped and depthwise one, and a perceptron: small, random, with uneven BatchNorms."""
+    """A residual network, a grouped and depthwise one, and a perceptron: small, random, with
+    uneven BatchNorms.
+    """
     generator = torch.Generator().manual_seed(0)
     shapes: list[tuple[nn.Module, tuple[int, ...]]] = [
         (CifarResNet(1, 10, 3), (3, 16, 16)),
         (
             nn.Sequential(
-                nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1, groups=16),
-                nn.BatchNorm2d(16), nn.ReLU6(), nn.Conv2d(16, 24, 1), nn.Hardswish(),
-                nn.Conv2d(24, 24, 3, 1, 2, dilation=2, groups=6), nn.ReLU(), nn.Conv2d(24, 12, 1), nn.PReLU(12),
-                nn.Flatten(), nn.Linear(12 * 64, 40), nn.ReLU(), nn.Linear(40, 10),
+                nn.Conv2d(3, 16, 3, 2, 1),
+                nn.BatchNorm2d(16),
+                nn.ReLU(),
+                nn.Conv2d(16, 16, 3, 1, 1, groups=16),
+                nn.BatchNorm2d(16),
+                nn.ReLU6(),
+                nn.Conv2d(16, 24, 1),
+                nn.Hardswish(),
+                nn.Conv2d(24, 24, 3, 1, 2, dilation=2, groups=6),
+                nn.ReLU(),
+                nn.Conv2d(24, 12, 1),
+                nn.PReLU(12),
+                nn.Flatten(),
+                nn.Linear(12 * 64, 40),
+                nn.ReLU(),
+                nn.Linear(40, 10),
             ),
             (3, 16, 16),
         ),
-        (nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), (3, 4, 4)),
-    ]  # fmt: skip
+        (
+            nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(48, 64),
+                nn.ReLU(),
+                nn.Linear(64, 64),
+                nn.ReLU(),
+                nn.Linear(64, 10),
+            ),
+            (3, 4, 4),
+        ),
+    ]
     for model, _ in shapes:
         with torch.no_grad():
             for parameter in model.parameters():
@@ -48,10 +73,15 @@ def sample_networks() -> list[Network]:
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
                     module.running_var.uniform_(0.5, 2.0, generator=generator)
-    return [Network.of(model, shape, f"sample {index + 1}") for index, (model, shape) in enumerate(shapes)]
+    return [
+        Network.of(model, shape, f"sample {index + 1}")
+        for index, (model, shape) in enumerate(shapes)
+    ]
 
 
-def check_space(space_class: type[CompressionSpace], options: Mapping[str, Any] | None = None) -> list[str]:
+def check_space(
+    space_class: type[CompressionSpace], options: Mapping[str, Any] | None = None
+) -> list[str]:
     """Check a space class on every sample network.
 
     Returns:
@@ -101,13 +131,25 @@ def random_strategy(space: CompressionSpace, seed: int) -> dict[str, int]:
 
 def same_table(paper: LayerTable, metal: LayerTable) -> str | None:
     """The first difference between two layer tables; None where there is none."""
-    a = [(layer.name, layer.macs, layer.params, layer.in_channels, layer.out_channels) for layer in paper]
-    b = [(layer.name, layer.macs, layer.params, layer.in_channels, layer.out_channels) for layer in metal]
+    a = [
+        (layer.name, layer.macs, layer.params, layer.in_channels, layer.out_channels)
+        for layer in paper
+    ]
+    b = [
+        (layer.name, layer.macs, layer.params, layer.in_channels, layer.out_channels)
+        for layer in metal
+    ]
     if len(a) != len(b):
         return f"{len(a)} layers on paper, {len(b)} in the network"
-    different = next((f"{x} on paper, {y} in the network" for x, y in zip(a, b, strict=True) if x != y), None)
+    different = next(
+        (f"{x} on paper, {y} in the network" for x, y in zip(a, b, strict=True) if x != y), None
+    )
     peaks = cost_of(paper).memory_bytes, cost_of(metal).memory_bytes
-    return different or (None if peaks[0] == peaks[1] else f"memory_bytes {peaks[0]} on paper, {peaks[1]} in the network")
+    return different or (
+        None
+        if peaks[0] == peaks[1]
+        else f"memory_bytes {peaks[0]} on paper, {peaks[1]} in the network"
+    )
 
 
 def _check_decisions(space: CompressionSpace) -> None:
@@ -115,10 +157,14 @@ def _check_decisions(space: CompressionSpace) -> None:
     assert len(set(names)) == len(names), "two decisions have the same name"
     for decision in space.decisions:
         for layer in decision.layers:
-            assert layer in space.network.table.by_name, f"{decision.name!r} names the layer {layer!r}, which does not exist"
+            assert layer in space.network.table.by_name, (
+                f"{decision.name!r} names the layer {layer!r}, which does not exist"
+            )
         for choice in decision.choices:
             ratio = space.encode(decision, choice)
-            assert space.decode(decision, ratio) == choice, f"choice {choice} of {decision.name!r} does not decode from {ratio}"
+            assert space.decode(decision, ratio) == choice, (
+                f"choice {choice} of {decision.name!r} does not decode from {ratio}"
+            )
 
 
 def _check_identity(space: CompressionSpace) -> None:
@@ -150,16 +196,21 @@ def _check_budget(space: CompressionSpace) -> None:
     generator = np.random.default_rng(0)
     for metric in METRICS[:3]:
         budget = Budget(metric, 0.5 * (original[metric] + smallest[metric]))
-        for episode in range(_EPISODES):
-            strategy = walk(space, budget, lambda: 1.0 if episode == 0 else float(generator.random()))  # noqa: B023
-            assert budget.allows(space.cost(strategy)), f"an episode ends over its budget of {metric}"
+        acts = [lambda: 1.0, *[lambda: float(generator.random())] * _EPISODES]
+        for act in acts:
+            strategy = walk(space, budget, act)
+            assert budget.allows(space.cost(strategy)), (
+                f"an episode ends over its budget of {metric}"
+            )
 
 
 def walk(space: CompressionSpace, budget: Budget, act: Callable[[], float]) -> dict[str, int]:
     """One episode of the environment without measuring anything: the strategy that it ends with."""
 
     def unmeasured(strategy: Strategy) -> Outcome:
-        return Outcome(dict(strategy), (), Score(0.0, 0.0, 0.0), space.cost(strategy), 0.0, True, 0.0)
+        return Outcome(
+            dict(strategy), (), Score(0.0, 0.0, 0.0), space.cost(strategy), 0.0, True, 0.0
+        )
 
     env = CompressionEnv(space, budget, unmeasured)
     env.reset()
@@ -175,7 +226,10 @@ def _check_rebuild(space: CompressionSpace) -> None:
     applied = space.apply(strategy)
     description = json.loads(json.dumps(space.describe(strategy)))
     rebuilt = type(space).rebuild(space.network.model, description)
-    shapes = [{key: tuple(value.shape) for key, value in model.state_dict().items()} for model in (applied, rebuilt)]
+    shapes = [
+        {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        for model in (applied, rebuilt)
+    ]
     assert shapes[0] == shapes[1], "the parameters have other names or shapes"
     rebuilt.load_state_dict(applied.state_dict())
     image = example_input(applied, space.network.input_shape, batch=4)

@@ -15,11 +15,18 @@ from amc.progress import Report, silent
 
 
 def train(
-    model: nn.Module, dataset: Dataset, indices: IntArray, config: TrainConfig, seed: int = 0, report: Report = silent
+    model: nn.Module,
+    dataset: Dataset,
+    indices: IntArray,
+    config: TrainConfig,
+    seed: int = 0,
+    report: Report = silent,
 ) -> None:
     """Train ``model`` in place on the given training images; it is in eval mode afterwards."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(_decayed(model, config.weight_decay), lr=config.lr, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(
+        _decayed(model, config.weight_decay), lr=config.lr, momentum=0.9, nesterov=True
+    )
     updates = math.ceil(len(indices) / config.batch_size)
     total = config.epochs * updates
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))
@@ -35,7 +42,7 @@ def train(
                 images = _augmented(images, generator)
             loss = F.cross_entropy(model(images), torch.from_numpy(dataset.train.labels[chosen]))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             report("training the base network", epoch * updates + update + 1, total)
@@ -69,4 +76,6 @@ def _augmented(images: Tensor, generator: torch.Generator, shift: int = 4) -> Te
     x = columns[:, None] + torch.arange(width)
     mirrored = torch.rand(count, generator=generator) < 0.5
     x = torch.where(mirrored[:, None], x.flip(1), x)
-    return padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+    return padded.permute(0, 2, 3, 1)[
+        torch.arange(count)[:, None, None], y[:, :, None], x[:, None, :]
+    ].permute(0, 3, 1, 2)

@@ -1,4 +1,6 @@
-"""The Gymnasium environment: one episode walks a network, decision by decision, and ends with a strategy within the budget."""
+"""The Gymnasium environment: one episode walks a network, decision by decision, and ends with a
+strategy within the budget.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from amc.envs.observation import FEATURES, FloatArray, Observer
 from gymnasium import spaces
 
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
-from amc.envs.observation import FEATURES, FloatArray, Observer
 from amc.evaluate.evaluator import Outcome
 from amc.spaces.base import CompressionSpace, Strategy
 
@@ -19,8 +21,10 @@ from amc.spaces.base import CompressionSpace, Strategy
 class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     """
     ## Description
-    The agent walks the decisions of an action space in execution order and gives each a keep ratio. No weight is touched until the
-    last decision; then the strategy is applied, repaired and measured, and the episode ends with its reward.
+    The agent walks the decisions of an action space in execution order and gives each a keep
+    ratio. No weight is touched until the
+    last decision; then the strategy is applied, repaired and measured, and the episode ends with
+    its reward.
 
     ## Action Space
     A `Box(0, 1, (1,), float32)`: the keep ratio of the decision.
@@ -29,7 +33,8 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     |-----|------------|-----|-----|
     | 0   | keep ratio | 0   | 1   |
 
-    The executed ratio is that of the largest legal choice which is not above the action and with which the budget can still be met when
+    The executed ratio is that of the largest legal choice which is not above the action and with
+    which the budget can still be met when
     all later decisions take their minimum (AMC, Algorithm 1). `info["executed_ratio"]` tells it.
 
     ## Observation Space
@@ -62,7 +67,8 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     Never.
 
     ## Arguments
-    `gymnasium.make("amc/Compression-v0", space=..., budget=..., evaluate=...)`: an action space bound to a network, a budget, and a
+    `gymnasium.make("amc/Compression-v0", space=..., budget=..., evaluate=...)`: an action space
+    bound to a network, a budget, and a
     function from a strategy to its outcome.
 
     ## Version History
@@ -71,7 +77,9 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, space: CompressionSpace, budget: Budget, evaluate: Callable[[Strategy], Outcome]) -> None:
+    def __init__(
+        self, space: CompressionSpace, budget: Budget, evaluate: Callable[[Strategy], Outcome]
+    ) -> None:
         budget.check_reachable(space.cost(space.smallest), space.cost({}))
         self.space, self.budget, self.evaluate = space, budget, evaluate
         self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
@@ -80,7 +88,9 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         self._strategy: dict[str, int] = {}
         self._ratio = 1.0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
         super().reset(seed=seed)
         self._strategy, self._ratio = {}, 1.0
         return self._observation(), {}
@@ -89,7 +99,9 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         decision = self.space.decisions[len(self._strategy)]
         wanted = self.space.decode(decision, float(np.clip(action, 0, 1).item()))
         legal = [choice for choice in decision.choices if choice <= wanted]
-        choice = self.budget.largest_feasible(legal, lambda choice: self._cost_with(decision.name, choice))
+        choice = self.budget.largest_feasible(
+            legal, lambda choice: self._cost_with(decision.name, choice)
+        )
         self._strategy[decision.name] = choice
         self._ratio = self.space.encode(decision, choice)
         info: dict[str, Any] = {"executed_ratio": self._ratio}

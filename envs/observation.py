@@ -1,4 +1,6 @@
-"""The state that the agent sees before each decision: AMC's 11 features, each in [0, 1] (AMC, section 3.1)."""
+"""The state that the agent sees before each decision: AMC's 11 features, each in [0, 1] (AMC,
+section 3.1).
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,33 @@ from amc.spaces.base import Decision
 
 FloatArray = NDArray[np.float32]
 
-STATIC_FEATURES = ("index", "out_channels", "in_channels", "height", "width", "stride", "kernel", "macs")
+STATIC_FEATURES = (
+    "index",
+    "out_channels",
+    "in_channels",
+    "height",
+    "width",
+    "stride",
+    "kernel",
+    "macs",
+)
 DYNAMIC_FEATURES = ("reduced", "rest", "previous_ratio")
 FEATURES = STATIC_FEATURES + DYNAMIC_FEATURES
-"""t, n, c, h, w, stride, k, MACs of the decision's layers; MACs removed so far, MACs still to come, the previous action."""
+"""t, n, c, h, w, stride, k, MACs of the decision's layers; MACs removed so far, MACs still to
+come, the previous action.
+"""
 
 
 class Observer:
-    """Computes observations. Static features are scaled to [0, 1] over the decisions (a constant one is 0), MACs by the network's."""
+    """Computes observations. Static features are scaled to [0, 1] over the decisions (a constant
+    one is 0), MACs by the network's.
+    """
 
     def __init__(self, decisions: Sequence[Decision], table: LayerTable) -> None:
         layers = table.by_name
-        self._macs = np.array([sum(layers[name].macs for name in d.layers) for d in decisions], dtype=np.float64)
+        self._macs = np.array(
+            [sum(layers[name].macs for name in d.layers) for d in decisions], dtype=np.float64
+        )
         rows = []
         for index, decision in enumerate(decisions):
             first = layers[decision.layers[0]]
@@ -35,7 +52,8 @@ class Observer:
         self._total = table.macs
 
     def __call__(self, index: int, macs_now: int, previous_ratio: float) -> FloatArray:
-        """The observation (11,) before decision ``index``; after the last one, the last decision's features are repeated.
+        """The observation (11,) before decision ``index``; after the last one, the last decision's
+        features are repeated.
 
         Args:
             index: which decision comes next.
@@ -45,4 +63,5 @@ class Observer:
         row = self._static[min(index, len(self._static) - 1)]
         reduced = 1 - macs_now / self._total
         rest = min(1.0, self._macs[index + 1 :].sum() / self._total)
-        return np.clip(np.array([*row, reduced, rest, previous_ratio]), 0, 1).astype(np.float32)
+        features = np.array([*row, reduced, rest, previous_ratio], dtype=np.float32)
+        return np.asarray(np.clip(features, 0, 1), dtype=np.float32)

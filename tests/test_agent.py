@@ -8,16 +8,17 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-
 from amc.agents.ddpg import DDPGAgent, DDPGOptions, truncated_normal
 from amc.agents.replay import EpisodeReplayBuffer
+from gymnasium import spaces
 
 TARGET = (0.2, 0.9, 0.5)
 
 
 class Toy(gymnasium.Env):
-    """The best ratio of each step is known; the reward at the end is minus the squared distance from it."""
+    """The best ratio of each step is known; the reward at the end is minus the squared distance
+    from it.
+    """
 
     observation_space = spaces.Box(0, 1, (3,), np.float32)
     action_space = spaces.Box(0, 1, (1,), np.float32)
@@ -34,7 +35,9 @@ class Toy(gymnasium.Env):
         self.done_.append(round(float(action[0]), 1))  # a legal choice: multiples of 0.1
         self.actions.append(float(action[0]))
         done = len(self.done_) == 3
-        reward = -sum((a - b) ** 2 for a, b in zip(self.done_, TARGET, strict=True)) if done else 0.0
+        reward = (
+            -sum((a - b) ** 2 for a, b in zip(self.done_, TARGET, strict=True)) if done else 0.0
+        )
         if done:
             self.rewards.append(reward)
         observation = np.eye(3, dtype=np.float32)[min(len(self.done_), 2)]
@@ -43,7 +46,9 @@ class Toy(gymnasium.Env):
 
 def trained(episodes: int = 300, seed: int = 0, **options: Any) -> tuple[Toy, DDPGAgent]:
     env = Toy()
-    agent = DDPGAgent(env, 3, DDPGOptions(episodes=episodes, **{"warmup_episodes": 60, **options}), seed)
+    agent = DDPGAgent(
+        env, 3, DDPGOptions(episodes=episodes, **{"warmup_episodes": 60, **options}), seed
+    )
     agent.run()
     return env, agent
 
@@ -51,7 +56,10 @@ def trained(episodes: int = 300, seed: int = 0, **options: Any) -> tuple[Toy, DD
 def test_law_7_solves_a_toy_better_than_random() -> None:
     env, agent = trained()
     rng = np.random.default_rng(0)
-    random = [-sum((round(a, 1) - b) ** 2 for a, b in zip(rng.random(3), TARGET, strict=True)) for _ in range(300)]
+    random = [
+        -sum((round(a, 1) - b) ** 2 for a, b in zip(rng.random(3), TARGET, strict=True))
+        for _ in range(300)
+    ]
     assert len(env.rewards) == 300
     assert np.mean(env.rewards[-50:]) > np.percentile(random, 98)
     ratios = [agent.best_ratio(np.eye(3, dtype=np.float32)[step]) for step in range(3)]
@@ -76,7 +84,11 @@ def test_updates_come_one_for_each_transition_after_the_warm_up() -> None:
     assert agent._n_updates == 10 * 3
     assert agent.actor.optimizer.param_groups[0]["lr"] == 1e-4
     assert agent.critic.optimizer.param_groups[0]["lr"] == 1e-3
-    assert [m.out_features for m in agent.actor.mu if isinstance(m, torch.nn.Linear)] == [300, 300, 1]
+    assert [m.out_features for m in agent.actor.mu if isinstance(m, torch.nn.Linear)] == [
+        300,
+        300,
+        1,
+    ]
     assert agent.gamma == 1.0
 
 
@@ -99,7 +111,9 @@ def test_resumed_agent_goes_on_exactly() -> None:
 
 def test_noise_is_truncated_not_clipped_and_decays() -> None:
     rng = np.random.default_rng(0)
-    drawn = np.concatenate([truncated_normal(np.array([[0.95]]), 0.5, rng).ravel() for _ in range(2000)])
+    drawn = np.concatenate(
+        [truncated_normal(np.array([[0.95]]), 0.5, rng).ravel() for _ in range(2000)]
+    )
     assert drawn.min() > 0 and drawn.max() < 1
     assert (drawn > 0.999).mean() < 0.02  # clipping would put almost half of them on 1
     assert truncated_normal(np.array([[0.3]]), 1e-9, rng).item() == pytest.approx(0.3)
@@ -117,7 +131,14 @@ def test_replay_credits_the_episode_and_stores_what_was_done() -> None:
 
     def add(ratio: float, reward: float, done: bool) -> None:
         raw = np.array([[0.9]], np.float32)
-        buffer.add(observation, observation, raw, np.array([reward]), np.array([done]), [{"executed_ratio": ratio}])
+        buffer.add(
+            observation,
+            observation,
+            raw,
+            np.array([reward]),
+            np.array([done]),
+            [{"executed_ratio": ratio}],
+        )
 
     add(0.25, 0, False)
     assert buffer.pos == 0, "nothing is stored before the episode ends"

@@ -24,18 +24,32 @@ def test_law_4_every_preset_loads(preset: str, tmp_path: Path) -> None:
 
 
 def test_law_4_readme_names_presets_that_exist() -> None:
-    named = set(re.findall(r"\b[a-z0-9]+_[a-z0-9]+_[a-z0-9]+_(?:macs|params|memory|latency)[0-9]+\b", README.read_text()))
+    named = set(
+        re.findall(
+            r"\b[a-z0-9]+_[a-z0-9]+_[a-z0-9]+_(?:macs|params|memory|latency)[0-9]+\b",
+            README.read_text(),
+        )
+    )
     assert named and named <= set(presets())
 
 
 def test_numbers_with_exponents_are_numbers() -> None:
     _, config = load_config(DIGITS, ["agent.actor_lr=1e-3", "train.lr=5e-2"])
-    assert config.agent["actor_lr"] == 0.001 and config.train is not None and config.train.lr == 0.05
+    assert (
+        config.agent["actor_lr"] == 0.001 and config.train is not None and config.train.lr == 0.05
+    )
 
 
 def test_overrides() -> None:
-    _, config = load_config(DIGITS, ["budget.limit=1000", "budget.metric=flops", "seed=3", "space.coupled=false", "train=null"])
-    assert config.budget.limit == 1000 and config.budget.ratio is None and config.budget.metric == "macs"
+    _, config = load_config(
+        DIGITS,
+        ["budget.limit=1000", "budget.metric=flops", "seed=3", "space.coupled=false", "train=null"],
+    )
+    assert (
+        config.budget.limit == 1000
+        and config.budget.ratio is None
+        and config.budget.metric == "macs"
+    )
     assert config.seed == 3 and config.space["coupled"] is False and config.train is None
 
 

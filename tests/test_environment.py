@@ -7,13 +7,13 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
+from amc.envs import ENV_ID
+from amc.envs.observation import FEATURES, Observer
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from zoo import zoo_space
 
 from amc.cost.budget import Budget
-from amc.envs import ENV_ID
-from amc.envs.observation import FEATURES, Observer
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.rewards import Score
 from amc.spaces.base import Strategy
@@ -26,7 +26,9 @@ def make(name: str = "resnet20", ratio: float = 0.5) -> gymnasium.Env:
         cost = space.cost(strategy)
         return Outcome(dict(strategy), (), Score(0.5, 1.0, 0.0), cost, -0.5, True, 0.0)
 
-    return gymnasium.make(ENV_ID, space=space, budget=Budget.of("macs", space.cost({}), ratio=ratio), evaluate=measure)
+    return gymnasium.make(
+        ENV_ID, space=space, budget=Budget.of("macs", space.cost({}), ratio=ratio), evaluate=measure
+    )
 
 
 def test_conforms_to_gymnasium_and_stable_baselines3() -> None:
@@ -41,11 +43,13 @@ def test_an_episode() -> None:
     observation, _ = env.reset(seed=0)
     decisions = zoo_space("resnet20").decisions
     for index, decision in enumerate(decisions):
-        assert observation.shape == (11,) and 0 <= observation.min() and observation.max() <= 1
+        assert observation.shape == (11,) and observation.min() >= 0 and observation.max() <= 1
         assert observation[FEATURES.index("index")] == pytest.approx(index / (len(decisions) - 1))
         observation, reward, terminated, truncated, info = env.step(np.array([0.6], np.float32))
         assert info["executed_ratio"] in decision.ratios
-        assert observation[FEATURES.index("previous_ratio")] == pytest.approx(info["executed_ratio"])
+        assert observation[FEATURES.index("previous_ratio")] == pytest.approx(
+            info["executed_ratio"]
+        )
         assert not truncated and terminated == (index == len(decisions) - 1)
         assert reward == (-0.5 if terminated else 0)
     outcome = info["outcome"]
@@ -64,7 +68,10 @@ def test_the_executed_choice_is_never_above_the_action() -> None:
 def test_reduced_and_rest_are_macs() -> None:
     space = zoo_space("plain20")
     observer = Observer(space.decisions, space.network.table)
-    first, last = observer(0, space.network.table.macs, 1.0), observer(len(space.decisions) - 1, 0, 0.3)
+    first, last = (
+        observer(0, space.network.table.macs, 1.0),
+        observer(len(space.decisions) - 1, 0, 0.3),
+    )
     reduced, rest = FEATURES.index("reduced"), FEATURES.index("rest")
     own = space.network.table["conv1"].macs / space.network.table.macs
     assert first[reduced] == 0 and 0.9 < first[rest] < 1 - own

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_pruning
-from zoo import uneven, zoo_network, zoo_space
 from torch import Tensor, nn
+from zoo import uneven, zoo_network, zoo_space
 
 from amc.errors import UserError
 from amc.network.groups import find_groups
@@ -15,25 +15,41 @@ from amc.network.layers import Network, example_input
 from amc.spaces.channel import ChannelSpace
 
 
-def space_of(model: nn.Module, shape: tuple[int, ...] = (3, 16, 16), **options: object) -> ChannelSpace:
-    return ChannelSpace(Network.of(uneven(model), shape, "test"), {"repair": "none", "min_ratio": 0.1, **options})
+def space_of(
+    model: nn.Module, shape: tuple[int, ...] = (3, 16, 16), **options: object
+) -> ChannelSpace:
+    return ChannelSpace(
+        Network.of(uneven(model), shape, "test"), {"repair": "none", "min_ratio": 0.1, **options}
+    )
 
 
 def test_option_a_shortcuts_give_the_widths_their_padding_implies() -> None:
     groups, left = find_groups(zoo_network("resnet20"))
     coupled = [group for group in groups if len(group.producers) > 1]
-    assert [(group.name, group.size) for group in coupled] == [("conv1", 16), ("layer2.0.conv2", 16), ("layer3.0.conv2", 32)]
-    first = next(member for member in coupled[0].members if (member.layer, member.side) == ("layer2.0.conv2", "out"))
+    assert [(group.name, group.size) for group in coupled] == [
+        ("conv1", 16),
+        ("layer2.0.conv2", 16),
+        ("layer3.0.conv2", 32),
+    ]
+    first = next(
+        member
+        for member in coupled[0].members
+        if (member.layer, member.side) == ("layer2.0.conv2", "out")
+    )
     assert sorted(channel for atom in first.channels for channel in atom) == list(range(8, 24))
     assert set(left) == {"linear"}
 
 
-@pytest.mark.parametrize("name", ["plain20", "vgg16_bn", "tv_resnet18", "tv_resnet50", "tv_mobilenet_v2", "tv_googlenet"])
+@pytest.mark.parametrize(
+    "name", ["plain20", "vgg16_bn", "tv_resnet18", "tv_resnet50", "tv_mobilenet_v2", "tv_googlenet"]
+)
 def test_groups_agree_with_torch_pruning_where_it_is_right(name: str) -> None:
     network = zoo_network(name)
     model = network.model
     names = {module: key for key, module in model.named_modules()}
-    graph = torch_pruning.DependencyGraph().build_dependency(model, example_input(model, network.input_shape))
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        model, example_input(model, network.input_shape)
+    )
     groups, _ = find_groups(network)
     for group in groups:
         root = model.get_submodule(group.producers[0])
@@ -41,14 +57,17 @@ def test_groups_agree_with_torch_pruning_where_it_is_right(name: str) -> None:
         mixing = {
             names[item.dep.target.module]
             for item in theirs
-            if isinstance(item.dep.target.module, (nn.Conv2d, nn.Linear)) and item.dep.target.module.weight.dim() > 0
-            and not (isinstance(item.dep.target.module, nn.Conv2d) and item.dep.target.module.groups > 1)
-        }  # fmt: skip
+            if isinstance(item.dep.target.module, (nn.Conv2d, nn.Linear))
+            and item.dep.target.module.weight.dim() > 0
+            and not (
+                isinstance(item.dep.target.module, nn.Conv2d) and item.dep.target.module.groups > 1
+            )
+        }
         assert mixing == set(group.producers) | set(group.consumers), group.name
 
 
 class Gate(nn.Module):
-    """Squeeze and excitation with a saturating gate, then a concatenation, a slice and a flatten."""
+    """Squeeze and excitation with a saturating gate, then a concatenation and a flatten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +89,13 @@ def test_gates_concatenation_and_flatten() -> None:
     found = {group.name: set(group.producers) for group in find_groups(space.network)[0]}
     assert found == {"a": {"a", "excite"}, "squeeze": {"squeeze"}, "b": {"b"}, "c": {"c"}}
     assert {decision.name for decision in space.decisions} == set(found)
-    head = next(m for g in find_groups(space.network)[0] if g.name == "c" for m in g.members if m.layer == "head")
+    head = next(
+        m
+        for g in find_groups(space.network)[0]
+        if g.name == "c"
+        for m in g.members
+        if m.layer == "head"
+    )
     assert all(len(features) == 16 for features in head.channels)
 
 
@@ -109,7 +134,9 @@ class Mean(nn.Module):
         return x - x.mean(1, keepdim=True)
 
 
-@pytest.mark.parametrize("between", [Constant(), Scale(), Mean(), nn.GroupNorm(2, 8), nn.Softmax(dim=1)])
+@pytest.mark.parametrize(
+    "between", [Constant(), Scale(), Mean(), nn.GroupNorm(2, 8), nn.Softmax(dim=1)]
+)
 def test_what_cannot_be_cut_is_left_alone_and_named(between: nn.Module) -> None:
     space = space_of(Odd(between))
     assert [decision.name for decision in space.decisions] == ["second"]
@@ -134,7 +161,12 @@ def test_grouped_convolutions_lose_whole_groups() -> None:
 
 def test_depthwise_with_a_multiplier() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 24, 3, groups=8), nn.ReLU(), nn.Conv2d(24, 5, 1), nn.Flatten(), nn.Linear(720, 3)
+        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(8, 24, 3, groups=8),
+        nn.ReLU(),
+        nn.Conv2d(24, 5, 1),
+        nn.Flatten(),
+        nn.Linear(720, 3),
     )
     space = space_of(model)
     assert [(d.name, d.choices[-1]) for d in space.decisions] == [("0", 8), ("3", 5)]
@@ -156,7 +188,9 @@ def test_the_network_is_as_it_was_after_probing() -> None:
     expected = network.model(image)
     find_groups(network)
     assert torch.equal(network.model(image), expected)
-    assert {name: "forward" in module.__dict__ for name, module in network.model.named_modules()} == own_forward
+    assert {
+        name: "forward" in module.__dict__ for name, module in network.model.named_modules()
+    } == own_forward
     assert all(torch.equal(before[key], value) for key, value in network.model.state_dict().items())
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from zoo import ZOO, zoo_network
 from ptflops import get_model_complexity_info
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from zoo import ZOO, zoo_network
 
 from amc.errors import UserError
 from amc.network.layers import Activations, Network, example_input, trace
@@ -21,17 +21,27 @@ def test_macs_and_params_agree_with_torch(name: str) -> None:
     with counter, torch.no_grad():
         network.model(example_input(network.model, network.input_shape))
     assert network.table.macs == counter.get_total_flops() // 2  # 1 MAC = 2 FLOPs
-    unused = [p for n, p in network.model.named_parameters() if n.startswith("aux")]  # googlenet's, in training only
-    assert network.table.params == sum(p.numel() for p in network.model.parameters()) - sum(p.numel() for p in unused)
+    unused = [
+        p for n, p in network.model.named_parameters() if n.startswith("aux")
+    ]  # googlenet's, in training only
+    assert network.table.params == sum(p.numel() for p in network.model.parameters()) - sum(
+        p.numel() for p in unused
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet20", "tv_mobilenet_v2"])
 def test_macs_agree_with_ptflops(name: str) -> None:
     network = zoo_network(name)
     macs, _ = get_model_complexity_info(
-        network.model, network.input_shape, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch"
+        network.model,
+        network.input_shape,
+        as_strings=False,
+        print_per_layer_stat=False,
+        verbose=False,
+        backend="pytorch",
+        ignore_modules=[nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.AdaptiveAvgPool2d],
     )
-    assert network.table.macs == pytest.approx(macs, rel=0.03)  # it counts BatchNorm, ReLU and biases too
+    assert network.table.macs == pytest.approx(macs, rel=0.01)  # it counts biases and functions too
 
 
 class Residual(nn.Module):
@@ -47,7 +57,8 @@ class Residual(nn.Module):
 
 def test_peak_of_live_activations_by_hand() -> None:
     table = trace(Residual(), (3, 10, 10))
-    # image 300, one 800, two 800, relu 800, sum 800 values of 4 bytes; at the ReLU: one, two, relu; at the sum: one, relu, sum
+    # image 300, one 800, two 800, relu 800, sum 800 values of 4 bytes; at the ReLU: one, two,
+    # relu; at the sum: one, relu, sum
     assert table.activations.peak_bytes() == 4 * (800 + 800 + 800)
 
 
@@ -65,7 +76,10 @@ def test_no_activations_no_peak() -> None:
 
 def test_layer_facts() -> None:
     model = nn.Sequential(
-        nn.Conv2d(4, 8, (3, 5), (2, 1), (1, 2), dilation=(1, 1), groups=2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(640, 7)
+        nn.Conv2d(4, 8, (3, 5), (2, 1), (1, 2), dilation=(1, 1), groups=2),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(640, 7),
     )
     conv, norm, linear = trace(model, (4, 16, 10))
     assert (conv.kernel, conv.stride, conv.groups) == ((3, 5), (2, 1), 2)

@@ -15,7 +15,9 @@ from amc.spaces.channel import ChannelSpace
 from amc.surgery.reconstruct import GramMatrices, Sampler, ridge_solve
 
 
-def calibrated(repair: str, model: nn.Module, shape: tuple[int, ...], **options: object) -> ChannelSpace:
+def calibrated(
+    repair: str, model: nn.Module, shape: tuple[int, ...], **options: object
+) -> ChannelSpace:
     network = Network.of(uneven(model), shape)
     images = example_input(network.model, shape, batch=200, seed=5)
     return ChannelSpace(network, {"repair": repair, "min_ratio": 0.2, **options}, images)
@@ -32,10 +34,14 @@ def error(space: ChannelSpace, strategy: dict[str, int]) -> float:
 
 def test_ridge_solve_agrees_with_lstsq() -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 40, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 40, dtype=torch.float64)
+    x = torch.randn(500, 40, generator=generator, dtype=torch.float64) * torch.logspace(
+        -2, 2, 40, dtype=torch.float64
+    )
     y = torch.randn(500, 7, generator=generator, dtype=torch.float64)
     expected = torch.linalg.lstsq(x, y).solution
-    assert torch.allclose(ridge_solve(x.T @ x, x.T @ y, ridge=1e-14), expected, rtol=1e-5, atol=1e-9)
+    assert torch.allclose(
+        ridge_solve(x.T @ x, x.T @ y, ridge=1e-14), expected, rtol=1e-5, atol=1e-9
+    )
 
 
 def test_ridge_solve_survives_a_singular_matrix() -> None:
@@ -64,8 +70,14 @@ def test_sampled_patches_are_what_the_convolution_sees(conv: nn.Conv2d) -> None:
 
 
 def test_independent_repair_is_the_least_squares_solution() -> None:
-    """One cut convolution: repair from the Gram matrix equals lstsq on the raw patches in float64."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.Flatten(), nn.Linear(384, 4))
+    """Repair from the Gram matrix equals lstsq on the raw patches in float64."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(384, 4),
+    )
     space = calibrated("independent", model, (3, 8, 8))
     repaired = space.apply({"0": 5})
     keep = sorted(set(range(8)) - set(space.cuts({"0": 5})["2"]["in"]))
@@ -89,7 +101,8 @@ def test_repair_gets_better_from_none_to_sequential(build: object) -> None:
     model = build()  # type: ignore[operator]
     strategy = calibrated("none", model, (3, 16, 16)).uniform(0.6)
     none, independent, sequential = (
-        error(calibrated(repair, model, (3, 16, 16)), strategy) for repair in ("none", "independent", "sequential")
+        error(calibrated(repair, model, (3, 16, 16)), strategy)
+        for repair in ("none", "independent", "sequential")
     )
     assert sequential < independent < none
 
@@ -116,7 +129,9 @@ def test_sequential_repair_of_projected_and_in_place_sums() -> None:
     torch.manual_seed(0)
     model = Branches()
     strategy = {"stem": 8, "inner": 6, "outer": 9}
-    none, sequential = (error(calibrated(repair, model, (3, 12, 12)), strategy) for repair in ("none", "sequential"))
+    none, sequential = (
+        error(calibrated(repair, model, (3, 12, 12)), strategy) for repair in ("none", "sequential")
+    )
     assert sequential < 0.5 * none
 
 
@@ -124,23 +139,38 @@ def test_repair_restores_forwards_and_is_deterministic() -> None:
     torch.manual_seed(0)
     space = calibrated("sequential", Branches(), (3, 12, 12))
     first, second = space.apply({"inner": 6}), space.apply({"inner": 6})
-    assert not any("forward" in module.__dict__ for net in (first, space.network.model) for module in net.modules())
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert not any(
+        "forward" in module.__dict__
+        for net in (first, space.network.model)
+        for module in net.modules()
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_batchnorm_reestimation_changes_only_statistics() -> None:
     torch.manual_seed(0)
     model = CifarResNet(1)
     plain = calibrated("sequential", model, (3, 16, 16)).apply({"conv1": 8}).state_dict()
-    again = calibrated("sequential", model, (3, 16, 16), reestimate_batchnorm=True).apply({"conv1": 8}).state_dict()
+    again = (
+        calibrated("sequential", model, (3, 16, 16), reestimate_batchnorm=True)
+        .apply({"conv1": 8})
+        .state_dict()
+    )
     changed = {key for key in plain if not torch.equal(plain[key], again[key])}
-    assert changed and all(key.endswith(("running_mean", "running_var", "num_batches_tracked")) for key in changed)
+    assert changed and all(
+        key.endswith(("running_mean", "running_var", "num_batches_tracked")) for key in changed
+    )
 
 
 def test_reconstruction_criterion_keeps_what_cannot_be_made_good() -> None:
     """Two channels are copies of each other: one of them is free to go, whatever its norm."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(576, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(576, 3)
+    )
     with torch.no_grad():
         model[0].weight[3] = model[0].weight[0]
         model[0].bias[3] = model[0].bias[0]
@@ -148,7 +178,10 @@ def test_reconstruction_criterion_keeps_what_cannot_be_made_good() -> None:
         model[2].weight[:, 3] *= 5
     space = calibrated("independent", model, (3, 16, 16), criterion="reconstruction")
     assert space.cuts({"0": 3})["0"]["out"][0] in (0, 3)
-    assert calibrated("independent", model, (3, 16, 16)).cuts({"0": 3})["0"]["out"][0] in (1, 2)  # L1 keeps both copies
+    assert calibrated("independent", model, (3, 16, 16)).cuts({"0": 3})["0"]["out"][0] in (
+        1,
+        2,
+    )  # L1 keeps both copies
 
 
 def test_gram_matrix_is_the_second_moment() -> None:

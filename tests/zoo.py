@@ -35,7 +35,9 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def uneven(model: nn.Module) -> nn.Module:
-    """Give every BatchNorm its own statistics and affine parameters, so that no two channels are alike."""
+    """Give every BatchNorm its own statistics and affine parameters, so that no two channels are
+    alike.
+    """
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -17,7 +17,9 @@ class Budget:
     limit: float
 
     @classmethod
-    def of(cls, metric: Metric, original: Cost, ratio: float | None = None, limit: float | None = None) -> Budget:
+    def of(
+        cls, metric: Metric, original: Cost, ratio: float | None = None, limit: float | None = None
+    ) -> Budget:
         """A budget as a ratio of the original's cost, or as an absolute value.
 
         Raises:
@@ -46,15 +48,19 @@ class Budget:
         if not self.allows(smallest):
             least, whole = smallest[self.metric], original[self.metric]
             raise UserError(
-                f"the budget of {self.limit:.6g} {self.metric} cannot be reached: the smallest possible is "
-                f"{least:.6g} (ratio {least / whole:.4f})"
+                f"the budget of {self.limit:.10g} {self.metric} cannot be reached: the smallest "
+                "possible is "
+                f"{least:.10g} (ratio {least / whole:.4f})"
             )
 
     def largest_feasible(self, choices: Sequence[int], cost: Callable[[int], Cost]) -> int:
-        """The largest of ``choices`` (ascending) whose cost is within the budget; the smallest where none is.
+        """The largest of ``choices`` (ascending) whose cost is within the budget; the smallest
+        where none is.
 
-        ``cost`` must not fall as a choice rises: it is searched by bisection. With ``cost`` = "decisions so far, this choice, the
-        minimum for all later ones" this is AMC's action bounding (Algorithm 1), for any metric and any space.
+        ``cost`` must not fall as a choice rises: it is searched by bisection. With ``cost`` =
+        "decisions so far, this choice, the
+        minimum for all later ones" this is AMC's action bounding (Algorithm 1), for any metric and
+        any space.
         """
         low, high = 0, len(choices) - 1
         while low < high:

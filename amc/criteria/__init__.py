@@ -1,6 +1,7 @@
 """Criteria: which channels stay.
 
-A criterion is a pure function (group, network, grams) -> scores (atoms,): the atoms with the highest stay.
+A criterion is a pure function (group, network, grams) -> scores (atoms,): the atoms with the
+highest stay.
 """
 
 from __future__ import annotations

@@ -11,14 +11,16 @@ from amc.surgery.reconstruct import GramMatrices
 
 
 def l1(group: ChannelGroup, network: Network, grams: GramMatrices | None = None) -> Tensor:
-    """AMC's criterion: the L1 norm of the consumers' weights for an input channel, over output channels and kernel.
+    """AMC's criterion: the L1 norm of the consumers' weights for an input channel, over output
+    channels and kernel.
 
-    Each consumer counts by its share of its own total, so that wide layers do not decide alone. Returns scores (atoms,): higher stays.
+    Each consumer counts by its share of its own total, so that wide layers do not decide alone.
+    Returns scores (atoms,): higher stays.
     """
     scores = torch.zeros(group.size, dtype=torch.float64)
     for member in group.members:
         if member.side == "in" and member.layer in group.consumers:
-            weight = network.model.get_submodule(member.layer).weight.detach().double()  # type: ignore[union-attr,operator]
+            weight = network.model.get_submodule(member.layer).weight.detach().double()  # type: ignore[operator]
             norms = weight.abs().transpose(0, 1).flatten(1).sum(1)
             atoms = torch.stack([norms[list(channels)].sum() for channels in member.channels])
             scores += atoms / norms.sum().clamp_min(1e-30)

@@ -10,19 +10,30 @@ from amc.network.layers import Network
 from amc.surgery.reconstruct import RIDGE, GramMatrices, centred, columns_of, flat_weight
 
 
-def reconstruction(group: ChannelGroup, network: Network, grams: GramMatrices | None = None) -> Tensor:
-    """Backward elimination: remove again and again the atom whose loss the remaining ones repair best.
+def reconstruction(
+    group: ChannelGroup, network: Network, grams: GramMatrices | None = None
+) -> Tensor:
+    """Backward elimination: remove again and again the atom whose loss the remaining ones repair
+    best.
 
-    With ``H = X^T X`` of a consumer and W its weights, removing the inputs q costs ``tr(W_q^T ((H^-1)_qq)^-1 W_q)`` after the best repair of
-    the rest (optimal brain surgeon, Hassibi & Stork 1993, for blocks). The costs of all consumers are added, each as a part of its
+    With ``H = X^T X`` of a consumer and W its weights, removing the inputs q costs ``tr(W_q^T
+    ((H^-1)_qq)^-1 W_q)`` after the best repair of
+    the rest (optimal brain surgeon, Hassibi & Stork 1993, for blocks). The costs of all consumers
+    are added, each as a part of its
     output's energy. Returns scores (atoms,): the order of removal, higher stays.
     """
     assert grams is not None, "the reconstruction criterion needs calibration images"
-    parts = [_Consumer(network, grams, m.layer, m.channels) for m in group.members if m.side == "in" and m.layer in group.consumers]
+    parts = [
+        _Consumer(network, grams, m.layer, m.channels)
+        for m in group.members
+        if m.side == "in" and m.layer in group.consumers
+    ]
     scores = torch.zeros(group.size, dtype=torch.float64)
     left = list(range(group.size))
     for position in range(group.size):
-        losses = torch.stack([torch.stack([part.loss(atom) for part in parts]).sum() for atom in left])
+        losses = torch.stack(
+            [torch.stack([part.loss(atom) for part in parts]).sum() for atom in left]
+        )
         atom = left.pop(int(losses.argmin()))
         scores[atom] = position
         for part in parts:
@@ -31,26 +42,35 @@ def reconstruction(group: ChannelGroup, network: Network, grams: GramMatrices | 
 
 
 class _Consumer:
-    """One consumer's inverse Gram matrix and weights, while its inputs are removed one atom after another."""
+    """One consumer's inverse Gram matrix and weights, while its inputs are removed one atom after
+    another.
+    """
 
     def __init__(
-        self, network: Network, grams: GramMatrices, layer: str, channels: tuple[tuple[int, ...], ...]
+        self,
+        network: Network,
+        grams: GramMatrices,
+        layer: str,
+        channels: tuple[tuple[int, ...], ...],
     ) -> None:
         module = network.model.get_submodule(layer)
         self.weight = flat_weight(module).T.clone()  # (k, out)
-        width = int(module.weight.shape[1])  # type: ignore[union-attr,index,arg-type]
+        width = int(module.weight.shape[1])  # type: ignore[index]
         positions = len(self.weight) // width
         self.columns = [columns_of(torch.tensor(atom), width, positions) for atom in channels]
         gram = grams[layer]
         mean = gram[-1, :-1]
         gram = centred(gram[:-1, :-1], mean)
         self.energy = ((gram @ self.weight) * self.weight).sum().clamp_min(1e-30)
-        self.inverse = torch.linalg.inv(gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double())
+        self.inverse = torch.linalg.inv(
+            gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
+        )
 
     def loss(self, atom: int) -> Tensor:
         q = self.columns[atom]
         weight = self.weight[q]
-        return (weight * torch.linalg.solve(self.inverse[q][:, q], weight)).sum() / self.energy
+        loss: Tensor = (weight * torch.linalg.solve(self.inverse[q][:, q], weight)).sum()
+        return loss / self.energy
 
     def remove(self, atom: int) -> None:
         q = self.columns[atom]

@@ -1,7 +1,9 @@
 """Datasets and splits.
 
-Images are kept as uint8 and normalised a batch at a time. Training images fall into three parts: the held-out ones, on which a search
-measures; the calibration ones, which repair may use; and the rest. The test images are for final figures only.
+Images are kept as uint8 and normalised a batch at a time. Training images fall into three parts:
+the held-out ones, on which a search
+measures; the calibration ones, which repair may use; and the rest. The test images are for final
+figures only.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -44,7 +47,9 @@ class ArrayImages:
 
 
 class FolderImages:
-    """Images in files, a folder a class: resized so that the short side is 8/7 of ``size``, then cut from the centre."""
+    """Images in files, a folder a class: resized so that the short side is 8/7 of ``size``, then
+    cut from the centre.
+    """
 
     def __init__(self, root: Path, size: int) -> None:
         folder = torchvision.datasets.ImageFolder(str(root))
@@ -53,7 +58,9 @@ class FolderImages:
         self.classes = len(folder.classes)
         self._load = folder.loader
         transforms = torchvision.transforms
-        self._shape = transforms.Compose([transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)])
+        self._shape = transforms.Compose(
+            [transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)]
+        )
 
     def fetch(self, indices: IntArray) -> Tensor:
         pixels = [np.asarray(self._shape(self._load(self.paths[int(index)]))) for index in indices]
@@ -62,7 +69,9 @@ class FolderImages:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test images, the number of classes, and the normalisation (of pixels in [0, 1], a value a channel)."""
+    """Training and test images, the number of classes, and the normalisation (of pixels in [0, 1],
+    a value a channel).
+    """
 
     name: str
     train: Images
@@ -74,28 +83,45 @@ class Dataset:
 
     @classmethod
     def from_arrays(
-        cls, name: str, x_train: NDArray[np.uint8], y_train: NDArray[np.generic], x_test: NDArray[np.uint8],
-        y_test: NDArray[np.generic], mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-    ) -> Dataset:  # fmt: skip
-        """A dataset of uint8 images (N, H, W, C); where no normalisation is given it is measured on the training images.
+        cls,
+        name: str,
+        x_train: NDArray[np.uint8],
+        y_train: NDArray[np.generic],
+        x_test: NDArray[np.uint8],
+        y_test: NDArray[np.generic],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Dataset:
+        """A dataset of uint8 images (N, H, W, C); where no normalisation is given it is measured
+        on the training images.
 
         Raises:
             UserError: the arrays do not go together.
         """
         for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
             if x.dtype != np.uint8 or x.ndim != 4:
-                raise UserError(f"x_{part} of {name!r} is {x.dtype} {x.shape}: it must be uint8 (N, H, W, C)")
+                raise UserError(
+                    f"x_{part} of {name!r} is {x.dtype} {x.shape}: it must be uint8 (N, H, W, C)"
+                )
             if len(x) != len(y.reshape(-1)):
-                raise UserError(f"{name!r} has {len(x)} {part} images but {len(y.reshape(-1))} labels")
+                raise UserError(
+                    f"{name!r} has {len(x)} {part} images but {len(y.reshape(-1))} labels"
+                )
         if x_train.shape[1:] != x_test.shape[1:]:
-            raise UserError(f"{name!r}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
+            raise UserError(
+                f"{name!r}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}"
+            )
         scaled = x_train[:10000].astype(np.float64) / 255
         height, width, channels = x_train.shape[1:]
         return cls(
-            name, ArrayImages(x_train, y_train), ArrayImages(x_test, y_test), int(y_train.max()) + 1,
+            name,
+            ArrayImages(x_train, y_train),
+            ArrayImages(x_test, y_test),
+            int(y_train.max()) + 1,
             (channels, height, width),
-            tuple(mean or scaled.mean((0, 1, 2)).tolist()), tuple(std or np.maximum(scaled.std((0, 1, 2)), 1e-3).tolist()),
-        )  # fmt: skip
+            tuple(mean or scaled.mean((0, 1, 2)).tolist()),
+            tuple(std or np.maximum(scaled.std((0, 1, 2)), 1e-3).tolist()),
+        )
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (n, C, H, W) -> float32, as the network expects it."""
@@ -113,7 +139,11 @@ class Splits:
 
 
 def split(
-    dataset: Dataset, images: int, calibration_images: int, seed: int = 0, heldout: Path | None = None
+    dataset: Dataset,
+    images: int,
+    calibration_images: int,
+    seed: int = 0,
+    heldout: Path | None = None,
 ) -> Splits:
     """Divide the training images.
 
@@ -132,11 +162,16 @@ def split(
     reserved = order[:images] if heldout is None else _read_indices(heldout, total)
     if images > len(reserved) or len(reserved) + calibration_images > total:
         raise UserError(
-            f"evaluate.images {images} and evaluate.calibration_images {calibration_images} are more than "
+            f"evaluate.images {images} and evaluate.calibration_images {calibration_images} are "
+            "more than "
             f"{dataset.name!r} has ({total} training images, {len(reserved)} of them held out)"
         )
     rest = order[~np.isin(order, reserved)]
-    chosen = np.sort(reserved if images == len(reserved) else np.random.default_rng(seed).permutation(reserved)[:images])
+    chosen = np.sort(
+        reserved
+        if images == len(reserved)
+        else np.random.default_rng(seed).permutation(reserved)[:images]
+    )
     return Splits(chosen, rest[:calibration_images], np.sort(rest))
 
 
@@ -146,7 +181,9 @@ def _read_indices(path: Path, total: int) -> IntArray:
     try:
         indices = np.load(path, allow_pickle=False).astype(np.int64).reshape(-1)
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"the file of held-out indices {str(path)!r} is damaged: {error}") from error
+        raise UserError(
+            f"the file of held-out indices {str(path)!r} is damaged: {error}"
+        ) from error
     if len(np.unique(indices)) != len(indices) or indices.min() < 0 or indices.max() >= total:
         raise UserError(f"{str(path)!r} must hold different indices from 0 to {total - 1}")
     return np.asarray(indices)
@@ -154,7 +191,9 @@ def _read_indices(path: Path, total: int) -> IntArray:
 
 def data_folder(configured: str | None, variable: str = "AMC_DATA_DIR") -> Path:
     """The configured folder, else the environment variable's, else ~/.cache/amc."""
-    return Path(configured or os.environ.get(variable) or Path.home() / ".cache" / "amc").expanduser()
+    return Path(
+        configured or os.environ.get(variable) or Path.home() / ".cache" / "amc"
+    ).expanduser()
 
 
 def find_file(name: str, folder: Path) -> Path:
@@ -185,25 +224,29 @@ def _digits(_folder: Path) -> Dataset:
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     order = np.random.default_rng(0).permutation(len(pixels))
     train, test = order[360:], order[:360]
-    return Dataset.from_arrays("digits", pixels[train], digits.target[train], pixels[test], digits.target[test])
+    return Dataset.from_arrays(
+        "digits", pixels[train], digits.target[train], pixels[test], digits.target[test]
+    )
 
 
-def _npz(name: str, path: Path, **normalisation: Sequence[float]) -> Dataset:
+def _npz(name: str, path: Path, **normalisation: Any) -> Dataset:
     if not path.is_file():
         raise UserError(f"the data file {str(path)!r} does not exist")
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if missing := [key for key in keys if key not in archive]:
-                raise UserError(f"{str(path)!r} has no array {missing[0]!r}: it needs {', '.join(keys)}")
+                raise UserError(
+                    f"{str(path)!r} has no array {missing[0]!r}: it needs {', '.join(keys)}"
+                )
             arrays = [archive[key] for key in keys]
-    except (ValueError, OSError, EOFError, KeyError, __import__("zipfile").BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise UserError(f"the data file {str(path)!r} is damaged: {error}") from error
     return Dataset.from_arrays(name, *arrays, **normalisation)
 
 
 def _cifar10(folder: Path) -> Dataset:
-    normalisation = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    normalisation: Any = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if (folder / "cifar10.npz").is_file():
         return _npz("cifar10", folder / "cifar10.npz", **normalisation)
     parts = []
@@ -213,8 +256,10 @@ def _cifar10(folder: Path) -> Dataset:
             data = torchvision.datasets.CIFAR10(str(folder), train=train, download=not present)
         except Exception as error:
             raise UserError(
-                f"there is no CIFAR-10 in {str(folder)!r} and it could not be downloaded: put cifar10.npz (uint8 NHWC x_train "
-                "y_train x_test y_test) or torchvision's cifar-10-batches-py there, or set AMC_DATA_DIR"
+                f"there is no CIFAR-10 in {str(folder)!r} and it could not be downloaded: put "
+                "cifar10.npz (uint8 NHWC x_train "
+                "y_train x_test y_test) or torchvision's cifar-10-batches-py there, or set "
+                "AMC_DATA_DIR"
             ) from error
         parts += [data.data, np.array(data.targets)]
     return Dataset.from_arrays("cifar10", *parts, **normalisation)
@@ -227,9 +272,17 @@ def _image_folder(name: str, root: Path, size: int) -> Dataset:
     try:
         train_images, test_images = FolderImages(root / "train", size), FolderImages(test, size)
     except FileNotFoundError as error:
-        raise UserError(f"{str(root)!r} does not hold a folder of images a class: {error}") from error
+        raise UserError(
+            f"{str(root)!r} does not hold a folder of images a class: {error}"
+        ) from error
     return Dataset(
-        name, train_images, test_images, train_images.classes, (3, size, size), IMAGENET_MEAN, IMAGENET_STD
+        name,
+        train_images,
+        test_images,
+        train_images.classes,
+        (3, size, size),
+        IMAGENET_MEAN,
+        IMAGENET_STD,
     )
 
 

@@ -1,4 +1,6 @@
-"""From a strategy to its outcome: apply, repair, measure on the held-out images. A strategy is never measured twice."""
+"""From a strategy to its outcome: apply, repair, measure on the held-out images. A strategy is
+never measured twice.
+"""
 
 from __future__ import annotations
 
@@ -54,18 +56,26 @@ class Outcome:
     def from_line(cls, line: Mapping[str, Any]) -> Outcome:
         """The inverse of `as_line`."""
         return cls(
-            dict(line["strategy"]), tuple(line["ratios"]),
+            dict(line["strategy"]),
+            tuple(line["ratios"]),
             Score(line["search_accuracy"], line["cross_entropy"], line["kl"]),
             Cost(line["macs"], line["params"], line["memory_bytes"], line["latency_ms"]),
-            line["reward"], line["feasible"], line["seconds"],
-        )  # fmt: skip
+            line["reward"],
+            line["feasible"],
+            line["seconds"],
+        )
 
 
 class Evaluator:
     """Measures strategies of one space on one set of images, against one budget."""
 
     def __init__(
-        self, space: CompressionSpace, images: ImageSet, budget: Budget, reward: Reward, precision: Precision = "auto"
+        self,
+        space: CompressionSpace,
+        images: ImageSet,
+        budget: Budget,
+        reward: Reward,
+        precision: Precision = "auto",
     ) -> None:
         self.space, self.images, self.budget, self.reward = space, images, budget, reward
         self.original = space.cost({})
@@ -75,7 +85,9 @@ class Evaluator:
         self._bf16 = self._choose(precision)
 
     def _choose(self, precision: Precision) -> bool:
-        """Measure the untouched network; take bf16 only where it agrees with fp32, and by itself only where it is faster."""
+        """Measure the untouched network; take bf16 only where it agrees with fp32, and by itself
+        only where it is faster.
+        """
         model, folds = self.space.network.model, self.space.network.table.folds
         start = time.perf_counter()
         self._reference = logits(prepared(model, folds, False), self.images, self._size, False)
@@ -87,7 +99,9 @@ class Evaluator:
         outputs = logits(prepared(model, folds, True), self.images, self._size, True)
         difference = abs(score(outputs, self.images.labels).accuracy - self.baseline.accuracy)
         if difference > AGREEMENT:
-            why = f"bf16 differs from fp32 by {100 * difference:.2f} points on the untouched network"
+            why = (
+                f"bf16 differs from fp32 by {100 * difference:.2f} points on the untouched network"
+            )
             if precision == "bf16":
                 raise UserError(f"evaluate.precision is bf16, but {why}")
             self.precision_note = f"{why}: using fp32"
@@ -97,7 +111,10 @@ class Evaluator:
     def untouched(self, images: ImageSet) -> Score:
         """The score of the original network on other images."""
         network = self.space.network
-        return score(logits(prepared(network.model, network.table.folds, False), images, self._size, False), images.labels)
+        return score(
+            logits(prepared(network.model, network.table.folds, False), images, self._size, False),
+            images.labels,
+        )
 
     @property
     def precision(self) -> str:
@@ -116,15 +133,24 @@ class Evaluator:
             return known
         cost = self.space.cost(full)
         measured = self.measure(full)
-        ratios = tuple(self.space.encode(decision, full[decision.name]) for decision in self.space.decisions)
+        ratios = tuple(
+            self.space.encode(decision, full[decision.name]) for decision in self.space.decisions
+        )
         outcome = Outcome(
-            full, ratios, measured, cost, self.reward(measured, cost, self.original, self.budget),
-            self.budget.allows(cost), time.perf_counter() - start,
-        )  # fmt: skip
+            full,
+            ratios,
+            measured,
+            cost,
+            self.reward(measured, cost, self.original, self.budget),
+            self.budget.allows(cost),
+            time.perf_counter() - start,
+        )
         self.remember(outcome)
         return outcome
 
     def measure(self, strategy: Strategy) -> Score:
         """The score of a strategy on the images, without the cache."""
         model = prepared(self.space.apply(strategy), self.space.network.table.folds, self._bf16)
-        return score(logits(model, self.images, self._size, self._bf16), self.images.labels, self._reference)
+        return score(
+            logits(model, self.images, self._size, self._bf16), self.images.labels, self._reference
+        )

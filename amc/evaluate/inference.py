@@ -1,6 +1,7 @@
 """Run a network over many images as fast as this machine allows, without changing what it computes.
 
-BatchNorms are folded into the layers they follow, memory is channels-last, and bf16 is used where the processor has units for it and the
+BatchNorms are folded into the layers they follow, memory is channels-last, and bf16 is used where
+the processor has units for it and the
 accuracy of the untouched network agrees with fp32.
 """
 
@@ -77,12 +78,18 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def batch_size(activation_bytes: int) -> int:
-    """How many images at once: about 100 MB of activations (measured: larger batches leave the cache)."""
+    """How many images at once: about 100 MB of activations (measured: larger batches leave the
+    cache).
+    """
     return int(min(250, max(8, 100e6 // max(1, activation_bytes))))
 
 
 def logits(
-    model: nn.Module, images: ImageSet, size: int, bf16: bool, on_batch: Callable[[int, int], None] | None = None
+    model: nn.Module,
+    images: ImageSet,
+    size: int,
+    bf16: bool,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """The network's outputs, float32 (n, classes)."""
     outputs = []
@@ -97,7 +104,7 @@ def logits(
 
 
 def score(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) -> Score:
-    """Accuracy, cross-entropy, and KL from the original network's outputs (0 where there are none)."""
+    """Accuracy, cross-entropy, and KL from the original network's outputs (0 without them)."""
     correct = (outputs.argmax(1) == labels).double().mean()
     entropy = F.cross_entropy(outputs.double(), labels)
     divergence = torch.zeros(())

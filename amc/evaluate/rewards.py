@@ -1,6 +1,8 @@
-"""Rewards: pure functions (score, cost, original, budget) -> float, higher is better (AMC, section 3.4).
+"""Rewards: pure functions (score, cost, original, budget) -> float, higher is better (AMC, section
+3.4).
 
-With a budget that the environment keeps, `accuracy` is the paper's R_err. Those with a logarithm are for a search without a hard
+With a budget that the environment keeps, `accuracy` is the paper's R_err. Those with a logarithm
+are for a search without a hard
 budget ("accuracy-guaranteed": set budget.ratio to 1). A user's own is named ``module:function``.
 """
 
@@ -62,8 +64,10 @@ def latency(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
 
 
 def mnasnet(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
-    """accuracy * (cost / limit) ** -0.07 in the budget's metric, as a soft constraint (Tan et al., CVPR 2019, eq. 2)."""
-    return score.accuracy * (cost[budget.metric] / budget.limit) ** -0.07
+    """accuracy * (cost / limit) ** -0.07 in the budget's metric, as a soft constraint (Tan et al.,
+    CVPR 2019, eq. 2).
+    """
+    return score.accuracy * math.pow(cost[budget.metric] / budget.limit, -0.07)
 
 
 def _accuracy_guaranteed(score: Score, cost: Cost, metric: Metric) -> float:

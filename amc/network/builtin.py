@@ -1,7 +1,10 @@
-"""Small networks for small images: the CIFAR ResNets, Plain-20, VGG-16 with BatchNorm, and MobileNet-V1.
+"""Small networks for small images: the CIFAR ResNets, Plain-20, VGG-16 with BatchNorm, and
+MobileNet-V1.
 
-ResNets: He et al., CVPR 2016, section 4.2 (option-A shortcuts: zero padding, no parameters). VGG-16: Simonyan & Zisserman,
-ICLR 2015, in its usual CIFAR form (one linear layer). MobileNet-V1: Howard et al., arXiv 1704.04861.
+ResNets: He et al., CVPR 2016, section 4.2 (option-A shortcuts: zero padding, no parameters).
+VGG-16: Simonyan & Zisserman,
+ICLR 2015, in its usual CIFAR form (one linear layer). MobileNet-V1: Howard et al., arXiv
+1704.04861.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from torch import Tensor, nn
 
 
 class PaddedShortcut(nn.Module):
-    """The option-A shortcut: every ``stride``-th position, and zero channels before and after those of the input.
+    """The option-A shortcut: every ``stride``-th position, and zero channels before and after
+    those of the input.
 
-    Surgery can cut it (`amc.network.layers.LinkedModule`): what is kept stays in order, so it is a padded shortcut again.
+    Surgery can cut it (`amc.network.layers.LinkedModule`): what is kept stays in order, so it is a
+    padded shortcut again.
     """
 
     def __init__(self, channels: int, stride: int, before: int, after: int) -> None:
@@ -30,7 +35,9 @@ class PaddedShortcut(nn.Module):
         before = sum(channel < self.before for channel in remove_out)
         inner = [c - self.before for c in remove_out if 0 <= c - self.before < self.channels]
         if inner != remove_in:
-            raise ValueError("a padded shortcut loses an input channel and its output channel together")
+            raise ValueError(
+                "a padded shortcut loses an input channel and its output channel together"
+            )
         self.before -= before
         self.after -= len(remove_out) - before - len(inner)
         self.channels -= len(inner)
@@ -51,7 +58,9 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module | None = None if plain else nn.Identity()
         if not plain and (stride != 1 or in_channels != channels):
             missing = channels - in_channels
-            self.shortcut = PaddedShortcut(in_channels, stride, missing // 2, missing - missing // 2)
+            self.shortcut = PaddedShortcut(
+                in_channels, stride, missing // 2, missing - missing // 2
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -59,24 +68,37 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Three stages of ``blocks`` basic blocks with 16, 32 and 64 channels: depth 6 x blocks + 2."""
+    """Three stages of ``blocks`` basic blocks with ``width``, twice and four times as many
+    channels: depth 6 x blocks + 2.
+    """
 
-    def __init__(self, blocks: int, num_classes: int = 10, in_channels: int = 3, plain: bool = False) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        plain: bool = False,
+        width: int = 16,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, blocks, 1, plain)
-        self.layer2 = self._stage(16, 32, blocks, 2, plain)
-        self.layer3 = self._stage(32, 64, blocks, 2, plain)
-        self.linear = nn.Linear(64, num_classes)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(width, width, blocks, 1, plain)
+        self.layer2 = self._stage(width, 2 * width, blocks, 2, plain)
+        self.layer3 = self._stage(2 * width, 4 * width, blocks, 2, plain)
+        self.linear = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
     @staticmethod
-    def _stage(in_channels: int, channels: int, blocks: int, stride: int, plain: bool) -> nn.Sequential:
+    def _stage(
+        in_channels: int, channels: int, blocks: int, stride: int, plain: bool
+    ) -> nn.Sequential:
         first = BasicBlock(in_channels, channels, stride, plain)
-        return nn.Sequential(first, *(BasicBlock(channels, channels, 1, plain) for _ in range(blocks - 1)))
+        return nn.Sequential(
+            first, *(BasicBlock(channels, channels, 1, plain) for _ in range(blocks - 1))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -86,7 +108,26 @@ class CifarResNet(nn.Module):
         return logits
 
 
-_VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0 is a 2x2 max pooling
+_VGG16 = (
+    64,
+    64,
+    0,
+    128,
+    128,
+    0,
+    256,
+    256,
+    256,
+    0,
+    512,
+    512,
+    512,
+    0,
+    512,
+    512,
+    512,
+    0,
+)  # 0 is a 2x2 max pooling
 
 
 class CifarVGG16(nn.Sequential):
@@ -98,7 +139,11 @@ class CifarVGG16(nn.Sequential):
             if channels == 0:
                 features.append(nn.MaxPool2d(2))
                 continue
-            features += [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            features += [
+                nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+            ]
             in_channels = channels
         super().__init__()
         self.features = nn.Sequential(*features)
@@ -106,7 +151,17 @@ class CifarVGG16(nn.Sequential):
         self.classifier = nn.Linear(512, num_classes)
 
 
-_MOBILENET_V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+_MOBILENET_V1 = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *[(512, 1)] * 5,
+    (1024, 2),
+    (1024, 1),
+)
 
 
 class MobileNetV1(nn.Sequential):
@@ -117,13 +172,20 @@ class MobileNetV1(nn.Sequential):
         layers = [_conv_bn_relu(in_channels, 32, 3, 2)]
         channels = 32
         for out, stride in _MOBILENET_V1:
-            layers += [_conv_bn_relu(channels, channels, 3, stride, channels), _conv_bn_relu(channels, out, 1)]
+            layers += [
+                _conv_bn_relu(channels, channels, 3, stride, channels),
+                _conv_bn_relu(channels, out, 1),
+            ]
             channels = out
         self.features = nn.Sequential(*layers)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(channels, num_classes)
 
 
-def _conv_bn_relu(in_channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(in_channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+def _conv_bn_relu(
+    in_channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    convolution = nn.Conv2d(
+        in_channels, out, kernel, stride, kernel // 2, groups=groups, bias=False
+    )
     return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU())

@@ -1,14 +1,22 @@
-"""Coupled channels, found by asking the network: perturb some channels of one layer and see which inputs of which others change.
+"""Coupled channels, found by asking the network: perturb some channels of one layer and see which
+inputs of which others change.
 
-Every layer that mixes channels gets a fixed random output while it is probed, so what flows between two such layers is
-only what keeps channels apart: activations, pooling, sums, concatenation, shuffles, padding, gates, flatten. BatchNorm and
-its kind pass their input through (a dead channel must not hide). A grouped convolution keeps its groups apart: the inputs
+Every layer that mixes channels gets a fixed random output while it is probed, so what flows
+between two such layers is
+only what keeps channels apart: activations, pooling, sums, concatenation, shuffles, padding,
+gates, flatten. BatchNorm and
+its kind pass their input through (a dead channel must not hide). A grouped convolution keeps its
+groups apart: the inputs
 and outputs of one group live or die together. No symbolic tracing: any ``nn.Module`` works.
 
-1. reach: one sample a producer, all its channels perturbed -> which consumer channels it touches at all.
-2. decode: producers that touch nothing in common share a pass; sample ``b`` perturbs the channels whose (index + 1) has bit ``b`` set,
-   further samples the complements. A touched channel reads its source off the bits; touched by a set AND its complement means several sources.
-3. connected components of (producer channel, consumer channel) are the atoms; atoms with the same members are one group.
+1. reach: one sample a producer, all its channels perturbed -> which consumer channels it touches
+at all.
+2. decode: producers that touch nothing in common share a pass; sample ``b`` perturbs the channels
+whose (index + 1) has bit ``b`` set,
+   further samples the complements. A touched channel reads its source off the bits; touched by a
+   set AND its complement means several sources.
+3. connected components of (producer channel, consumer channel) are the atoms; atoms with the same
+members are one group.
 """
 
 from __future__ import annotations
@@ -28,8 +36,15 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from amc.errors import UserError
-from amc.network.layers import LinkedModule, Network, evaluating, example_input, is_channelwise, output_shape
+from amc.errors import UserError, first_line
+from amc.network.layers import (
+    LinkedModule,
+    Network,
+    evaluating,
+    example_input,
+    is_channelwise,
+    output_shape,
+)
 
 Side = Literal["in", "out"]
 BoolArray = NDArray[np.bool_]
@@ -40,7 +55,7 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Member:
-    """One side of one layer in a group: ``channels[a]`` are its channels that belong to atom ``a``."""
+    """One side of one layer in a group: ``channels[a]`` are its channels in atom ``a``."""
 
     layer: str
     side: Side
@@ -49,7 +64,9 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that can only be removed together, as a list of atoms: the unit that one decision is about."""
+    """Channels that can only be removed together, as a list of atoms: the unit that one decision
+    is about.
+    """
 
     name: str  # its first producer in execution order
     producers: tuple[str, ...]  # the layers that mix channels and write these, in execution order
@@ -64,7 +81,14 @@ class ChannelGroup:
     @property
     def width(self) -> int:
         """Channels of the first producer in one atom (more than one in a grouped convolution)."""
-        return max(1, len(next(m for m in self.members if m.layer == self.producers[0] and m.side == "out").channels[0]))
+        return max(
+            1,
+            len(
+                next(
+                    m for m in self.members if m.layer == self.producers[0] and m.side == "out"
+                ).channels[0]
+            ),
+        )
 
 
 def find_groups(network: Network, seed: int = 0) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
@@ -113,7 +137,9 @@ class _Site:
         return self.module.channel_links() if isinstance(self.module, LinkedModule) else []
 
 
-_Perturbed = dict[str, Tensor]  # producer -> (samples, channels), which channels are perturbed in which sample
+_Perturbed = dict[
+    str, Tensor
+]  # producer -> (samples, channels), which channels are perturbed in which sample
 
 
 class _Probe:
@@ -159,8 +185,9 @@ class _Probe:
             return self.network.model(image)
         except Exception as error:
             raise UserError(
-                f"the network {self.network.name!r} cannot be probed: its forward fails on {samples} images at once "
-                f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+                f"the network {self.network.name!r} cannot be probed: its forward fails on "
+                f"{samples} images at once "
+                f"({first_line(error)})"
             ) from error
 
     def record(self) -> None:
@@ -179,30 +206,55 @@ class _Probe:
         self.sites = {name: site for name, site in self.sites.items() if site.calls}
 
     def _pass(self, perturbed: _Perturbed, samples: int, round_: int) -> dict[str, BoolArray]:
-        """Run ``samples`` samples (0 is untouched): for every site, and "" for the output, (samples, channels) touched."""
+        """Run ``samples`` samples (0 is untouched): for every site, and "" for the output,
+        (samples, channels) touched.
+        """
         touched: dict[str, BoolArray] = {}
         shapes: dict[str, list[int]] = defaultdict(list)
 
         def handler(site: _Site, x: Tensor) -> Tensor:
+            if len(x) != samples:
+                raise ValueError(f"{site.name!r} does not keep the images of a batch apart")
             seen = _differs(x, site.dim)
             touched[site.name] = touched[site.name] | seen if site.name in touched else seen
             if site.channelwise:
                 return x.clone()  # an in-place activation may follow
             shape = output_shape(site.module, (1, *x.shape[1:]))
             shapes[site.name].append(1)
-            return self._random(site, shape, perturbed.get(site.name), samples, round_ * 64 + len(shapes[site.name]), x)
+            return self._random(
+                site,
+                shape,
+                perturbed.get(site.name),
+                samples,
+                round_ * 64 + len(shapes[site.name]),
+                x,
+            )
 
         self._handler = handler
         output = self._run(samples)
-        outputs = [_differs(t, 1).any(axis=1) for t in tree_iter(output) if isinstance(t, Tensor) and t.dim() > 0]
-        touched[""] = np.logical_or.reduce(outputs)[:, None] if outputs else np.zeros((samples, 1), bool)
+        outputs = [
+            _differs(t, 1).any(axis=1)
+            for t in tree_iter(output)
+            if isinstance(t, Tensor) and t.dim() > 0
+        ]
+        touched[""] = (
+            np.logical_or.reduce(outputs)[:, None] if outputs else np.zeros((samples, 1), bool)
+        )
         return touched
 
     def _random(
-        self, site: _Site, shape: tuple[int, ...], mask: Tensor | None, samples: int, salt: int, like: Tensor
+        self,
+        site: _Site,
+        shape: tuple[int, ...],
+        mask: Tensor | None,
+        samples: int,
+        salt: int,
+        like: Tensor,
     ) -> Tensor:
         """A fixed random output; where ``mask`` says so, another one."""
-        generator = torch.Generator().manual_seed(hash((self.seed, self.order.index(site.name), salt)) % 2**31)
+        generator = torch.Generator().manual_seed(
+            hash((self.seed, self.order.index(site.name), salt)) % 2**31
+        )
         base = torch.randn(shape, generator=generator) + 0.3
         if mask is None:
             return base.to(like.device, like.dtype).expand(samples, *shape[1:]).clone()
@@ -217,13 +269,19 @@ class _Probe:
         return [range(start, min(start + size, samples)) for start in range(0, samples, size)]
 
     def _touched(self, masks: dict[str, Tensor], samples: int) -> dict[str, BoolArray]:
-        """Which samples touch which channels, over as many rounds of random values as show something new."""
+        """Which samples touch which channels, over as many rounds of random values as show
+        something new.
+        """
         total: dict[str, BoolArray] = {}
         for round_ in range(_ROUNDS):
             parts: dict[str, list[BoolArray]] = defaultdict(list)
             for chunk in self._chunks(samples):
-                rows = {n: torch.cat([torch.zeros(1, m.shape[1], dtype=torch.bool), m[chunk.start : chunk.stop]])
-                        for n, m in masks.items()}  # fmt: skip
+                rows = {
+                    n: torch.cat(
+                        [torch.zeros(1, m.shape[1], dtype=torch.bool), m[chunk.start : chunk.stop]]
+                    )
+                    for n, m in masks.items()
+                }
                 for name, seen in self._pass(rows, len(chunk) + 1, round_).items():
                     parts[name].append(seen[1:])
             seen_now = {name: np.concatenate(rows) for name, rows in parts.items()}
@@ -242,22 +300,28 @@ class _Probe:
         touched = self._touched(masks, count)
         result: dict[str, dict[str, BoolArray]] = {}
         for index, name in enumerate(self.order):
-            result[name] = {site: rows[index] for site, rows in touched.items() if rows[index].any()}
+            result[name] = {
+                site: rows[index] for site, rows in touched.items() if rows[index].any()
+            }
             if "" in result[name]:
                 self.blocked[name] = "its channels reach the network's output"
         return result
 
     def passes(self, reach: dict[str, dict[str, BoolArray]]) -> list[list[str]]:
-        """Producers in as few sets as possible, none of which has two that touch the same channel."""
+        """Producers in few sets, none of which has two that touch the same channel."""
         sets: list[tuple[list[str], dict[str, BoolArray]]] = []
         for name in self.order:
             mine = {site: rows for site, rows in reach[name].items() if site}
-            for members, taken in sets:
-                if not any(site in taken and (taken[site] & rows).any() for site, rows in mine.items()):
-                    break
-            else:
-                members, taken = [], {}
-                sets.append((members, taken))
+            free = (
+                s
+                for s in sets
+                if not any((s[1][k] & v).any() for k, v in mine.items() if k in s[1])
+            )
+            chosen = next(free, None)
+            if chosen is None:
+                chosen = ([], {})
+                sets.append(chosen)
+            members, taken = chosen
             members.append(name)
             for site, rows in mine.items():
                 taken[site] = taken[site] | rows if site in taken else rows
@@ -282,7 +346,9 @@ class _Probe:
                 sources = (ones * (1 << np.arange(bits))[:, None]).sum(axis=0) - 1
                 valid = clear & (sources >= 0) & (sources < self.sites[name].out_channels)
                 if (reached & ~valid).any():
-                    self.blocked.setdefault(name, f"its channels are mixed before they reach {site!r}")
+                    self.blocked.setdefault(
+                        name, f"its channels are mixed before they reach {site!r}"
+                    )
                 for channel in np.flatnonzero(valid):
                     self.edges.append((name, int(sources[channel]), site, int(channel)))
 
@@ -307,10 +373,14 @@ def _assemble(probe: _Probe) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
             offsets[site.name, side] = total
             total += count
     pairs = [
-        (offsets[p, "out"] + c, offsets[s, "out" if probe.sites[s].channelwise else "in"] + d) for p, c, s, d in probe.edges
+        (offsets[p, "out"] + c, offsets[s, "out" if probe.sites[s].channelwise else "in"] + d)
+        for p, c, s, d in probe.edges
     ]
     for name in probe.order:
-        pairs += [(offsets[name, "in"] + i, offsets[name, "out"] + o) for i, o in probe.sites[name].links()]
+        pairs += [
+            (offsets[name, "in"] + i, offsets[name, "out"] + o)
+            for i, o in probe.sites[name].links()
+        ]
     left, right = zip(*pairs, strict=True) if pairs else ((), ())
     graph = coo_matrix((np.ones(len(pairs)), (left, right)), shape=(total, total))
     _, labels = connected_components(graph, directed=False)
@@ -338,7 +408,9 @@ def _groups(
         producers = [n for n in writers if probe.sites[n].mixes]
         consumers = [n for n, side in atom if side == "in" and probe.sites[n].mixes]
         if producers and consumers:
-            by_signature[tuple(sorted((n, side, len(c)) for (n, side), c in atom.items()))].append(atom)
+            by_signature[tuple(sorted((n, side, len(c)) for (n, side), c in atom.items()))].append(
+                atom
+            )
     counts: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
     groups = []
     for signature, same in by_signature.items():
@@ -346,7 +418,10 @@ def _groups(
         producers = sorted((n for n, side in mixing if side == "out"), key=rank.__getitem__)
         consumers = sorted((n for n, side in mixing if side == "in"), key=rank.__getitem__)
         number = next(counts[producers[0]])
-        members = tuple(Member(n, side, tuple(tuple(atom[n, side]) for atom in same)) for n, side, _ in signature)
+        members = tuple(
+            Member(n, side, tuple(tuple(atom[n, side]) for atom in same))
+            for n, side, _ in signature
+        )
         name = producers[0] if number == 1 else f"{producers[0]}#{number}"
         groups.append(ChannelGroup(name, tuple(producers), tuple(consumers), members))
     groups.sort(key=lambda group: (rank[group.producers[0]], group.name))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from amc.errors import UserError
+from amc.errors import UserError, first_line
 from amc.network.torchvision_compat import FrozenBatchNorm2d
 
 Kind = Literal["conv", "linear", "channelwise", "other"]
@@ -31,7 +31,9 @@ IntArray = NDArray[np.int64]
 
 @runtime_checkable
 class LinkedModule(Protocol):
-    """A module that keeps channels apart in a way only it knows, and that can cut itself (a padded shortcut, say)."""
+    """A module that keeps channels apart in a way only it knows, and that can cut itself (a padded
+    shortcut, say).
+    """
 
     def channel_links(self) -> list[tuple[int, int]]:
         """Pairs (input channel, output channel) that must live or die together."""
@@ -42,7 +44,9 @@ class LinkedModule(Protocol):
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Facts about one layer. ``conv`` and ``linear`` mix channels and cost MACs; ``channelwise`` (BatchNorm, PReLU) holds parameters for each channel; ``other`` is the rest that has parameters."""
+    """Facts about one layer. ``conv`` and ``linear`` mix channels and cost MACs; ``channelwise``
+    (BatchNorm, PReLU) holds parameters for each channel; ``other`` is the rest that has parameters.
+    """
 
     name: str
     kind: Kind
@@ -55,12 +59,16 @@ class LayerSpec:
     output_size: tuple[int, int] = (1, 1)
     per_channel_params: int = 0  # bias, or gamma and beta
     fixed_params: int = 0  # of kind "other"
-    shared: bool = False  # a further call of a layer that the table already has: MACs, but no parameters
+    shared: bool = (
+        False  # a further call of a layer that the table already has: MACs, but no parameters
+    )
     step: int = 0  # which operation of the forward pass computed it
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image. 1 MAC = 2 FLOPs; biases and normalisation are not counted."""
+        """Multiply-accumulates for one image. 1 MAC = 2 FLOPs; biases and normalisation are not
+        counted.
+        """
         if self.kind not in ("conv", "linear"):
             return 0
         return self.output_size[0] * self.output_size[1] * self._weights
@@ -75,14 +83,18 @@ class LayerSpec:
     def _weights(self) -> int:
         if self.kind not in ("conv", "linear"):
             return 0
-        return self.out_channels * (self.in_channels // self.groups) * self.kernel[0] * self.kernel[1]
+        return (
+            self.out_channels * (self.in_channels // self.groups) * self.kernel[0] * self.kernel[1]
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """The buffers of one forward pass (batch 1, fp32): how many bytes, born at which operation, last read at which.
+    """The buffers of one forward pass (batch 1, fp32): how many bytes, born at which operation,
+    last read at which.
 
-    A buffer is a storage: views and in-place operations share one. It is free after its last reader.
+    A buffer is a storage: views and in-place operations share one. It is free after its last
+    reader.
     """
 
     bytes: IntArray
@@ -131,7 +143,9 @@ class LayerTable:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A user's network as this project holds it: a private copy in eval mode, the shape of its input, its table."""
+    """A user's network as this project holds it: a private copy in eval mode, the shape of its
+    input, its table.
+    """
 
     model: nn.Module
     input_shape: tuple[int, ...]  # of one image, without the batch
@@ -154,11 +168,15 @@ def private_copy(model: nn.Module, name: str = "network") -> nn.Module:
     try:
         return copy.deepcopy(model).eval()
     except Exception as error:
-        raise UserError(f"the network {name!r} cannot be copied: {_first_line(error)}") from error
+        raise UserError(f"the network {name!r} cannot be copied: {first_line(error)}") from error
 
 
-def example_input(model: nn.Module, input_shape: tuple[int, ...], batch: int = 1, seed: int = 0) -> Tensor:
-    """Standard-normal images of shape (batch, *input_shape) on the network's device and in its dtype."""
+def example_input(
+    model: nn.Module, input_shape: tuple[int, ...], batch: int = 1, seed: int = 0
+) -> Tensor:
+    """Standard-normal images of shape (batch, *input_shape) on the network's device and in its
+    dtype.
+    """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((batch, *input_shape), generator=generator).to(like.device, like.dtype)
@@ -178,11 +196,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def is_channelwise(module: nn.Module) -> bool:
-    """Whether a module holds one set of parameters for each channel and lets channels pass without mixing them."""
+    """Whether a module holds one set of parameters for each channel and lets channels pass without
+    mixing them.
+    """
     if isinstance(module, nn.PReLU):
         return module.num_parameters > 1
     return isinstance(
-        module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, FrozenBatchNorm2d)
+        module,
+        (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, FrozenBatchNorm2d),
     )
 
 
@@ -195,7 +216,12 @@ def output_shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, 
         sizes = [
             (size + sum(pad) - dilation * (kernel - 1) - 1) // stride + 1
             for size, pad, dilation, kernel, stride in zip(
-                input_shape[2:], (pads[2:], pads[:2]), module.dilation, module.kernel_size, module.stride, strict=True
+                input_shape[2:],
+                (pads[2:], pads[:2]),
+                module.dilation,
+                module.kernel_size,
+                module.stride,
+                strict=True,
             )
         ]
         return (input_shape[0], module.out_channels, *sizes)
@@ -224,16 +250,13 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], name: str = "network")
         raise
     except Exception as error:
         raise UserError(
-            f"the network {name!r} does not run on an input of shape {tuple(input_shape)}: {_first_line(error)}"
+            f"the network {name!r} does not run on an input of shape {tuple(input_shape)}: "
+            f"{first_line(error)}"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
     return recorder.table()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass
@@ -252,12 +275,14 @@ class _Recorder(TorchDispatchMode):
     step: int = 0
     specs: list[LayerSpec] = field(default_factory=list)
     buffers: dict[int, _Buffer] = field(default_factory=dict)
-    _kept: list[Tensor] = field(default_factory=list)  # a freed storage's address would be used again
+    _kept: list[Tensor] = field(
+        default_factory=list
+    )  # a freed storage's address would be used again
     _outputs: dict[int, str] = field(default_factory=dict)  # storage -> the layer that made it
     _folds: list[tuple[str, str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         tensors = [*self.model.parameters(), *self.model.buffers()]
         self._weights = {_storage(tensor) for tensor in tensors}
 
@@ -307,7 +332,11 @@ class _Recorder(TorchDispatchMode):
             own = name if not calls else f"{name}@{calls + 1}"
             if kind == "other" or not isinstance(output, Tensor):
                 count = sum(p.numel() for p in module.parameters(recurse=False))
-                self.specs.append(LayerSpec(own, "other", 0, 0, fixed_params=count, shared=calls > 0, step=self.step))
+                self.specs.append(
+                    LayerSpec(
+                        own, "other", 0, 0, fixed_params=count, shared=calls > 0, step=self.step
+                    )
+                )
                 return
             assert kind is not None
             source = inputs[0]
@@ -321,10 +350,13 @@ class _Recorder(TorchDispatchMode):
 
     def table(self) -> LayerTable:
         if not any(spec.kind in ("conv", "linear") for spec in self.specs):
-            raise UserError("the network has no convolution and no linear layer: there is nothing to decide")
+            raise UserError(
+                "the network has no convolution and no linear layer: there is nothing to decide"
+            )
         buffers = list(self.buffers.values())
         numbers = [
-            np.array([getattr(buffer, key) for buffer in buffers], dtype=np.int64) for key in ("bytes", "born", "dies")
+            np.array([getattr(buffer, key) for buffer in buffers], dtype=np.int64)
+            for key in ("bytes", "born", "dies")
         ]
         modules = dict(self.model.named_modules())
         folds = tuple(
@@ -342,7 +374,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _size(tensor: Tensor, kind: Kind) -> tuple[int, int]:
-    """Height and width; for a linear layer the number of positions it is applied to (1, or the length of a sequence)."""
+    """Height and width; for a linear layer the number of positions it is applied to (1, or the
+    length of a sequence).
+    """
     if kind == "linear":
         return int(np.prod(tensor.shape[1:-1], dtype=np.int64)), 1
     sizes = [*tensor.shape[2:], 1, 1]
@@ -350,22 +384,53 @@ def _size(tensor: Tensor, kind: Kind) -> tuple[int, int]:
 
 
 def _spec(
-    name: str, kind: Kind, module: nn.Module, source: Tensor, output: Tensor, shared: bool, step: int
+    name: str,
+    kind: Kind,
+    module: nn.Module,
+    source: Tensor,
+    output: Tensor,
+    shared: bool,
+    step: int,
 ) -> LayerSpec:
-    sizes = {"input_size": _size(source, kind), "output_size": _size(output, kind)}
+    sizes: Any = {"input_size": _size(source, kind), "output_size": _size(output, kind)}
     if isinstance(module, nn.Conv2d):
-        kernel, stride = (module.kernel_size[0], module.kernel_size[1]), (module.stride[0], module.stride[1])
+        kernel, stride = (
+            (module.kernel_size[0], module.kernel_size[1]),
+            (module.stride[0], module.stride[1]),
+        )
         return LayerSpec(
-            name, kind, module.in_channels, module.out_channels, kernel, stride, module.groups,
-            per_channel_params=int(module.bias is not None), shared=shared, step=step, **sizes,
-        )  # fmt: skip
+            name,
+            kind,
+            module.in_channels,
+            module.out_channels,
+            kernel,
+            stride,
+            module.groups,
+            per_channel_params=int(module.bias is not None),
+            shared=shared,
+            step=step,
+            **sizes,
+        )
     if isinstance(module, nn.Linear):
         return LayerSpec(
-            name, kind, module.in_features, module.out_features,
-            per_channel_params=int(module.bias is not None), shared=shared, step=step, **sizes,
-        )  # fmt: skip
+            name,
+            kind,
+            module.in_features,
+            module.out_features,
+            per_channel_params=int(module.bias is not None),
+            shared=shared,
+            step=step,
+            **sizes,
+        )
     channels = source.shape[1]
     count = sum(p.numel() for p in module.parameters(recurse=False))
     return LayerSpec(
-        name, kind, channels, channels, per_channel_params=count // channels, shared=shared, step=step, **sizes
+        name,
+        kind,
+        channels,
+        channels,
+        per_channel_params=count // channels,
+        shared=shared,
+        step=step,
+        **sizes,
     )

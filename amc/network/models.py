@@ -20,12 +20,14 @@ Builder = Callable[[int, int], nn.Module]
 
 BUILTIN: dict[str, Builder] = {
     **{
-        f"cifar:resnet{6 * blocks + 2}": lambda classes, channels, blocks=blocks: CifarResNet(blocks, classes, channels)  # type: ignore[misc]
+        f"cifar:resnet{6 * blocks + 2}": lambda classes, channels, blocks=blocks: CifarResNet(
+            blocks, classes, channels
+        )  # type: ignore[misc]
         for blocks in (3, 5, 7, 9, 18)
     },
     "cifar:plain20": lambda classes, channels: CifarResNet(3, classes, channels, plain=True),
     "cifar:vgg16_bn": CifarVGG16,
-    "digits:resnet8": lambda classes, channels: CifarResNet(1, classes, channels),
+    "digits:resnet8": lambda classes, channels: CifarResNet(1, classes, channels, width=32),
     "mobilenet_v1": MobileNetV1,
 }
 """Name -> function of (classes, input channels)."""
@@ -38,7 +40,8 @@ def torchvision_names() -> list[str]:
 
 
 def build_model(name: str, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
-    """A network by name: a built-in one, ``torchvision:NAME``, or ``module:callable`` (a user's own).
+    """A network by name: a built-in one, ``torchvision:NAME``, or ``module:callable`` (a user's
+    own).
 
     Raises:
         UserError: there is no such network.
@@ -47,7 +50,7 @@ def build_model(name: str, classes: int, channels: int, pretrained: bool = False
         return BUILTIN[name](classes, channels)
     if name.startswith("torchvision:"):
         return _from_torchvision(name, classes, pretrained)
-    if ":" not in name or name.split(":")[0] in ("cifar", "digits"):
+    if ":" not in name or name.split(":", maxsplit=1)[0] in ("cifar", "digits"):
         raise unknown("model", name, [*BUILTIN, "torchvision:NAME", "module:callable"])
     model = import_object(name, "model")()
     if not isinstance(model, nn.Module):
@@ -60,7 +63,9 @@ def _from_torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
     if name not in torchvision_names():
         raise unknown("model", name, torchvision_names())
     builder = torchvision.models.get_model_builder(short)
-    extra = {"init_weights": False} if "init_weights" in inspect.signature(builder).parameters else {}
+    extra = (
+        {"init_weights": False} if "init_weights" in inspect.signature(builder).parameters else {}
+    )
     if not pretrained:
         model: nn.Module = builder(weights=None, num_classes=classes, **extra)
         return model
@@ -68,7 +73,8 @@ def _from_torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
         model = builder(weights="DEFAULT")
     except OSError as error:
         raise UserError(
-            f"the weights of {name!r} could not be downloaded ({error}): put them in a file and name it as weights"
+            f"the weights of {name!r} could not be downloaded ({error}): put them in a file and "
+            "name it as weights"
         ) from error
     return model
 
@@ -93,7 +99,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"the weights in {str(path)!r} do not fit the network: {'; '.join(wrong[:3])}{more}")
+        raise UserError(
+            f"the weights in {str(path)!r} do not fit the network: {'; '.join(wrong[:3])}{more}"
+        )
     model.load_state_dict(state, strict=False)
 
 
@@ -105,6 +113,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         return dict(state.get("state_dict", state))
     except (SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"the weights file {str(path)!r} is damaged or not a weights file: {first}") from error
+        raise UserError(
+            f"the weights file {str(path)!r} is damaged or not a weights file: {first}"
+        ) from error
     except Exception as error:  # torch's unpickler has errors of its own
-        raise UserError(f"the weights file {str(path)!r} cannot be read without running code from it") from error
+        raise UserError(
+            f"the weights file {str(path)!r} cannot be read without running code from it"
+        ) from error

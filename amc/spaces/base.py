@@ -1,9 +1,11 @@
-"""What an action space is: which decisions exist, which choices are legal, what they cost on paper, and the surgery.
+"""What an action space is: which decisions exist, which choices are legal, what they cost on
+paper, and the surgery.
 
 - `Decision`          one thing the agent decides
 - `Strategy`          decision -> choice
 - `CompressionSpace`  the abstract space
-- `LayerwiseSpace`    a space in which each decision replaces one layer by a module of its own: the short way to write a new one
+- `LayerwiseSpace`    a space in which each decision replaces one layer by a module of its own: the
+  short way to write a new one
 """
 
 from __future__ import annotations
@@ -35,15 +37,21 @@ class Decision:
     name: str
     layers: tuple[str, ...]  # the layers it shrinks, in execution order; the first stands for it
     choices: tuple[int, ...]  # legal values, ascending; the last one is untouched
-    ratios: tuple[float, ...] = field(default=())  # the keep ratio each choice stands for, ascending to 1
+    ratios: tuple[float, ...] = field(
+        default=()
+    )  # the keep ratio each choice stands for, ascending to 1
 
     def __post_init__(self) -> None:
         if not self.choices or list(self.choices) != sorted(set(self.choices)):
             raise ValueError(f"the choices of decision {self.name!r} must ascend")
         if not self.ratios:
-            object.__setattr__(self, "ratios", tuple(choice / self.choices[-1] for choice in self.choices))
+            object.__setattr__(
+                self, "ratios", tuple(choice / self.choices[-1] for choice in self.choices)
+            )
         if len(self.ratios) != len(self.choices) or self.ratios[-1] != 1:
-            raise ValueError(f"the keep ratios of decision {self.name!r} must end in 1, one for each choice")
+            raise ValueError(
+                f"the keep ratios of decision {self.name!r} must end in 1, one for each choice"
+            )
 
 
 class Options(BaseModel):
@@ -53,19 +61,23 @@ class Options(BaseModel):
 
 
 class CompressionSpace(ABC):
-    """An action space bound to one network. The network is never modified: `apply` makes a new one."""
+    """An action space bound to one network, which is never modified: `apply` makes a new one."""
 
     Options: ClassVar[type[Options]] = Options
 
     def __init__(
-        self, network: Network, options: Mapping[str, Any] | None = None, calibration: Tensor | None = None
+        self,
+        network: Network,
+        options: Mapping[str, Any] | None = None,
+        calibration: Tensor | None = None,
     ) -> None:
         """Bind the space.
 
         Args:
             network: what is compressed.
             options: the keys of the preset's ``space`` section except ``name``.
-            calibration: images (N, C, H, W), normalised, that repair may use; the network may have been trained on them.
+            calibration: images (N, C, H, W), normalised, that repair may use; the network may have
+            been trained on them.
         """
         self.network = network
         self.options = self.Options(**(options or {}))
@@ -84,11 +96,15 @@ class CompressionSpace(ABC):
 
     @abstractmethod
     def resize(self, strategy: Strategy) -> LayerTable:
-        """The layer table that the network would have, on paper. Called very often: no weight may be touched."""
+        """The layer table that the network would have, on paper. Called very often: no weight may
+        be touched.
+        """
 
     @abstractmethod
     def apply(self, strategy: Strategy) -> nn.Module:
-        """A new, physically smaller network in eval mode, repaired where the space repairs. Deterministic."""
+        """A new, physically smaller network in eval mode, repaired where the space repairs.
+        Deterministic.
+        """
 
     @abstractmethod
     def describe(self, strategy: Strategy) -> dict[str, Any]:
@@ -97,7 +113,9 @@ class CompressionSpace(ABC):
     @classmethod
     @abstractmethod
     def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
-        """The structure that `describe` described, made from a fresh ``model`` (weights are loaded afterwards)."""
+        """The structure that `describe` described, made from a fresh ``model`` (weights are loaded
+        afterwards).
+        """
 
     def decode(self, decision: Decision, ratio: float) -> int:
         """The legal choice whose keep ratio is nearest to ``ratio`` in (0, 1]."""
@@ -123,7 +141,9 @@ class CompressionSpace(ABC):
         for decision in self.decisions:
             full[decision.name] = strategy.get(decision.name, decision.choices[-1])
             if full[decision.name] not in decision.choices:
-                raise ValueError(f"{full[decision.name]} is not a choice of decision {decision.name!r}")
+                raise ValueError(
+                    f"{full[decision.name]} is not a choice of decision {decision.name!r}"
+                )
         return full
 
     @property
@@ -135,9 +155,13 @@ class CompressionSpace(ABC):
         return {decision.name: self.decode(decision, ratio) for decision in self.decisions}
 
     def uniform_within(self, budget: Budget) -> dict[str, int]:
-        """The same keep ratio for every decision, as large as the budget allows; what rounding leaves over goes to single steps, in order."""
+        """The same keep ratio for every decision, as large as the budget allows; what rounding
+        leaves over goes to single steps, in order.
+        """
         ratios = sorted({ratio for decision in self.decisions for ratio in decision.ratios})
-        index = budget.largest_feasible(range(len(ratios)), lambda index: self.cost(self.uniform(ratios[index])))
+        index = budget.largest_feasible(
+            range(len(ratios)), lambda index: self.cost(self.uniform(ratios[index]))
+        )
         strategy = self.uniform(ratios[index])
         if not budget.allows(self.cost(strategy)):
             strategy = self.smallest
@@ -149,11 +173,15 @@ class CompressionSpace(ABC):
 
 
 class LayerwiseSpace(CompressionSpace):
-    """A space in which each decision replaces one layer by a module made of smaller ones (a factorisation, say)."""
+    """A space in which each decision replaces one layer by a module made of smaller ones (a
+    factorisation, say).
+    """
 
     @abstractmethod
     def resize_layer(self, layer: LayerSpec, choice: int) -> Sequence[LayerSpec]:
-        """The layers that take the place of ``layer``, in execution order; their names as they will be in the new network."""
+        """The layers that take the place of ``layer``, in execution order; their names as they
+        will be in the new network.
+        """
 
     @abstractmethod
     def replace_layer(self, module: nn.Module, choice: int) -> nn.Module:
@@ -165,8 +193,8 @@ class LayerwiseSpace(CompressionSpace):
         activations = table.activations
         shift = 0
         touched = self._touched(strategy)
-        for layer in table:
-            layer = replace(layer, step=layer.step + shift)
+        for original in table:
+            layer = replace(original, step=original.step + shift)
             if layer.name not in touched:
                 layers.append(layer)
                 continue
@@ -184,7 +212,10 @@ class LayerwiseSpace(CompressionSpace):
 
     @classmethod
     def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
-        shell = cls(Network(model, (), LayerTable((), Activations(*[np.zeros(0, np.int64)] * 3))), description["options"])
+        shell = cls(
+            Network(model, (), LayerTable((), Activations(*[np.zeros(0, np.int64)] * 3))),
+            description["options"],
+        )
         return shell.rebuild_with(model, description["layers"])
 
     def rebuild_with(self, model: nn.Module, choices: Mapping[str, int]) -> nn.Module:
@@ -192,24 +223,34 @@ class LayerwiseSpace(CompressionSpace):
         new = copy.deepcopy(model)
         for name, choice in choices.items():
             parent, _, attribute = name.rpartition(".")
-            setattr(new.get_submodule(parent), attribute, self.replace_layer(new.get_submodule(name), choice))
+            setattr(
+                new.get_submodule(parent),
+                attribute,
+                self.replace_layer(new.get_submodule(name), choice),
+            )
         return new
 
     def _touched(self, strategy: Strategy) -> dict[str, int]:
         """layer -> choice, for the layers that are not left whole."""
         full = self.complete(strategy)
-        return {
-            d.layers[0]: full[d.name] for d in self.decisions if full[d.name] != d.choices[-1]
-        }
+        return {d.layers[0]: full[d.name] for d in self.decisions if full[d.name] != d.choices[-1]}
 
 
-def _with_inner_buffers(activations: Activations, step: int, parts: Sequence[LayerSpec]) -> Activations:
-    """The activations when the operation ``step`` becomes ``len(parts)`` operations with a buffer between two of them."""
+def _with_inner_buffers(
+    activations: Activations, step: int, parts: Sequence[LayerSpec]
+) -> Activations:
+    """The activations when the operation ``step`` becomes ``len(parts)`` operations with a buffer
+    between two of them.
+    """
     extra = len(parts) - 1
-    sizes = [4 * part.out_channels * part.output_size[0] * part.output_size[1] for part in parts[:-1]]
+    sizes = [
+        4 * part.out_channels * part.output_size[0] * part.output_size[1] for part in parts[:-1]
+    ]
     born = np.where(activations.born >= step, activations.born + extra, activations.born)
     dies = np.where(
-        (activations.dies > step) | (activations.born >= step), activations.dies + extra, activations.dies
+        (activations.dies > step) | (activations.born >= step),
+        activations.dies + extra,
+        activations.dies,
     )
     inner = step + np.arange(extra)
     return Activations(

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from amc.criteria import Criterion
 from amc.errors import UserError
 from amc.network.groups import ChannelGroup, find_groups
 from amc.network.layers import Activations, LayerSpec, LayerTable, Network
-from amc.criteria import Criterion
 from amc.registry import lookup
 from amc.spaces.base import CompressionSpace, Decision, Options, Strategy
 from amc.surgery.cut import Cuts, cut, cuts_of
@@ -29,18 +29,28 @@ class ChannelOptions(Options):
 
     round_to: int = Field(1, ge=1, description="channels kept are a multiple of this")
     min_ratio: float = Field(0.2, gt=0, le=1, description="the smallest keep ratio of a decision")
-    coupled: bool = Field(True, description="also decide channels that several layers write (residual sums), as one decision a group")
+    coupled: bool = Field(
+        True,
+        description="also decide channels that several layers write (residual sums), as one "
+        "decision a group",
+    )
     criterion: str = Field("l1", description="which channels stay: `amc ls` names the criteria")
     repair: Literal["none", "independent", "sequential"] = Field(
-        "sequential", description="least squares after the cut; sequential uses the inputs of the network as cut so far"
+        "sequential",
+        description="least squares after the cut; sequential uses the inputs of the network as "
+        "cut so far",
     )
-    reestimate_batchnorm: bool = Field(False, description="re-estimate BatchNorm statistics on the calibration images")
+    reestimate_batchnorm: bool = Field(
+        False, description="re-estimate BatchNorm statistics on the calibration images"
+    )
 
 
 class ChannelSpace(CompressionSpace):
-    """Structured pruning. A choice is the number of channels (of its first layer) that a decision keeps.
+    """Structured pruning. A choice is the number of channels (of its first layer) that a decision
+    keeps.
 
-    Groups are found by probing and each is verified by cut = mask on this network; what fails is in ``left_alone``. Channels are
+    Groups are found by probing and each is verified by cut = mask on this network; what fails is
+    in ``left_alone``. Channels are
     ranked once, on the unpruned network, so a smaller choice keeps a subset of a larger one's.
     """
 
@@ -48,20 +58,29 @@ class ChannelSpace(CompressionSpace):
     options: ChannelOptions
 
     def __init__(
-        self, network: Network, options: Mapping[str, Any] | None = None, calibration: Tensor | None = None
+        self,
+        network: Network,
+        options: Mapping[str, Any] | None = None,
+        calibration: Tensor | None = None,
     ) -> None:
         super().__init__(network, options, calibration)
         self._criterion: Criterion = lookup("criterion", self.options.criterion)
-        if calibration is None and (self.options.repair != "none" or self.options.criterion != "l1"):
+        if calibration is None and (
+            self.options.repair != "none" or self.options.criterion != "l1"
+        ):
             raise UserError("repair and the reconstruction criterion need calibration images")
 
     def find_decisions(self) -> list[Decision]:
         groups, self.left_alone = find_groups(self.network)
         if not self.options.coupled:
             for group in [group for group in groups if len(group.producers) > 1]:
-                self.left_alone.update(dict.fromkeys(group.producers, "its channels are coupled and coupled is false"))
+                self.left_alone.update(
+                    dict.fromkeys(group.producers, "its channels are coupled and coupled is false")
+                )
             groups = tuple(group for group in groups if len(group.producers) == 1)
-        verified, failures = verify_groups(self.network, groups, partial(self.report, "verifying coupled channels"))
+        verified, failures = verify_groups(
+            self.network, groups, partial(self.report, "verifying coupled channels")
+        )
         self.left_alone.update(failures)
         self._verified = {item.group.name: item for item in verified}
         decisions = [self._decision(item.group) for item in verified]
@@ -82,7 +101,9 @@ class ChannelSpace(CompressionSpace):
         shrink: dict[str, list[int]] = {}
         for decision in self.decisions:
             item = self._group(decision.name)
-            atoms = (decision.choices[-1] - strategy.get(decision.name, decision.choices[-1])) // item.group.width
+            atoms = (
+                decision.choices[-1] - strategy.get(decision.name, decision.choices[-1])
+            ) // item.group.width
             if atoms:
                 lost -= atoms * item.buffer_bytes
                 for layer, (inputs, outputs) in self._members[decision.name].items():
@@ -91,9 +112,12 @@ class ChannelSpace(CompressionSpace):
                     entry[1] += atoms * outputs
         table = self.network.table
         layers = tuple(
-            _shrunk(spec, *shrink[name]) if (name := spec.name.split("@")[0]) in shrink else spec for spec in table
+            _shrunk(spec, *shrink[name]) if (name := spec.name.split("@")[0]) in shrink else spec
+            for spec in table
         )
-        return LayerTable(layers, Activations(lost, table.activations.born, table.activations.dies), table.folds)
+        return LayerTable(
+            layers, Activations(lost, table.activations.born, table.activations.dies), table.folds
+        )
 
     @cached_property
     def _members(self) -> dict[str, dict[str, tuple[int, int]]]:
@@ -102,7 +126,9 @@ class ChannelSpace(CompressionSpace):
         for decision in self.decisions:
             widths: dict[str, list[int]] = {}
             for member in self._group(decision.name).group.members:
-                widths.setdefault(member.layer, [0, 0])[member.side == "out"] += len(member.channels[0])
+                widths.setdefault(member.layer, [0, 0])[member.side == "out"] += len(
+                    member.channels[0]
+                )
             result[decision.name] = {layer: (entry[0], entry[1]) for layer, entry in widths.items()}
         return result
 
@@ -168,10 +194,15 @@ class ChannelSpace(CompressionSpace):
 def _shrunk(spec: LayerSpec, inputs: int, outputs: int) -> LayerSpec:
     """A layer after it has lost so many channels; a grouped convolution loses whole groups."""
     if spec.kind == "channelwise":
-        return replace(spec, in_channels=spec.in_channels - outputs, out_channels=spec.out_channels - outputs)
+        return replace(
+            spec, in_channels=spec.in_channels - outputs, out_channels=spec.out_channels - outputs
+        )
     groups = spec.groups
     if groups > 1:
         groups -= inputs // (spec.in_channels // groups)
     return replace(
-        spec, in_channels=spec.in_channels - inputs, out_channels=spec.out_channels - outputs, groups=groups
+        spec,
+        in_channels=spec.in_channels - inputs,
+        out_channels=spec.out_channels - outputs,
+        groups=groups,
     )

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ Cuts = dict[str, dict[Side, list[int]]]
 def cuts_of(removed: Iterable[tuple[ChannelGroup, Iterable[int]]]) -> Cuts:
     """What each layer loses when the given atoms of the given groups are removed."""
     gone: dict[tuple[str, Side], set[int]] = {}
-    for group, atoms in removed:
-        atoms = list(atoms)
+    for group, chosen in removed:
+        atoms = list(chosen)
         for member in group.members:
             channels = gone.setdefault((member.layer, member.side), set())
             channels.update(channel for atom in atoms for channel in member.channels[atom])
@@ -48,16 +49,28 @@ def cut(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> nn.Mo
     return smaller
 
 
-def masked(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> nn.Module:
-    """A full-size copy in which every layer that mixes channels ignores the cut ones: its weights for them are zero."""
-    same = copy.deepcopy(model)
-    modules = dict(same.named_modules())
-    for name, sides in cuts.items():
-        module = modules[name]
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            with torch.no_grad():
-                module.weight[:, sides.get("in", [])] = 0
-    return same
+@contextmanager
+def masking(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> Iterator[nn.Module]:
+    """``model`` with the cut channels ignored, inside only.
+
+    The weights of every layer that mixes channels are zero for them; they are as before at the end.
+    """
+    before: list[tuple[Tensor, Tensor]] = []
+    modules = dict(model.named_modules())
+    try:
+        for name, sides in cuts.items():
+            module = modules[name]
+            if isinstance(module, nn.Linear) or (
+                isinstance(module, nn.Conv2d) and module.groups == 1
+            ):
+                before.append((module.weight, module.weight.detach().clone()))
+                with torch.no_grad():
+                    module.weight[:, sides.get("in", [])] = 0
+        yield model
+    finally:
+        with torch.no_grad():
+            for weight, value in before:
+                weight.copy_(value)
 
 
 def kept(width: int, removed: Iterable[int]) -> Tensor:
@@ -102,14 +115,18 @@ def _slice(module: nn.Conv2d | nn.Linear, rows: Tensor, columns: Tensor | None) 
         weight = weight[:, columns]
     module.weight = nn.Parameter(weight.contiguous(), requires_grad=module.weight.requires_grad)
     if module.bias is not None:
-        module.bias = nn.Parameter(module.bias.detach()[rows].clone(), requires_grad=module.bias.requires_grad)
+        module.bias = nn.Parameter(
+            module.bias.detach()[rows].clone(), requires_grad=module.bias.requires_grad
+        )
 
 
 def _cut_channelwise(module: nn.Module, gone: list[int]) -> None:
     width = next((t.shape[0] for t in [*module.parameters(), *module.buffers()] if t.dim() == 1), 0)
     rows = kept(width, gone)
     for name, parameter in list(module.named_parameters(recurse=False)):
-        sliced = nn.Parameter(parameter.detach()[rows].clone(), requires_grad=parameter.requires_grad)
+        sliced = nn.Parameter(
+            parameter.detach()[rows].clone(), requires_grad=parameter.requires_grad
+        )
         setattr(module, name, sliced)
     for name, buffer in list(module.named_buffers(recurse=False)):
         if buffer.dim() == 1:

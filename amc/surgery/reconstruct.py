@@ -1,9 +1,12 @@
-"""Repair by least squares: after a cut, every layer that reads fewer channels gets the weights that best give its original output.
+"""Repair by least squares: after a cut, every layer that reads fewer channels gets the weights
+that best give its original output.
 
-``min_W || Y - X W ||^2`` with X the kept inputs and Y the original outputs at sampled positions of calibration images (He, Zhang, Sun,
+``min_W || Y - X W ||^2`` with X the kept inputs and Y the original outputs at sampled positions of
+calibration images (He, Zhang, Sun,
 ICCV 2017; AMC section 3.3). Two forms of X:
 
-- independent: from the unpruned network. ``X^T X`` is computed once a layer and sliced for every candidate; Y = X W needs no storing.
+- independent: from the unpruned network. ``X^T X`` is computed once a layer and sliced for every
+  candidate; Y = X W needs no storing.
 - sequential: from the network as pruned so far, in one forward sweep (`amc.surgery.sweep`).
 
 The ridge pulls towards the weights as they were cut, never towards zero.
@@ -33,7 +36,9 @@ def is_mixer(module: nn.Module) -> bool:
 
 
 def flat_weight(module: nn.Module) -> Tensor:
-    """The weights of a mixer as a matrix (out, kernel positions * in), float64; channels vary fastest."""
+    """The weights of a mixer as a matrix (out, kernel positions * in), float64; channels vary
+    fastest.
+    """
     assert isinstance(module, (nn.Conv2d, nn.Linear))
     weight = module.weight.detach().double()
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
@@ -56,7 +61,9 @@ def columns_of(channels: Tensor, width: int, positions: int) -> Tensor:
 
 
 def move_bias(module: nn.Module, norm: nn.Module | None, shift: Tensor) -> None:
-    """Add ``shift`` (out,) to a mixer's output: to its bias, or through the running mean of the BatchNorm behind it."""
+    """Add ``shift`` (out,) to a mixer's output: to its bias, or through the running mean of the
+    BatchNorm behind it.
+    """
     with torch.no_grad():
         if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
             module.bias += shift.to(module.bias.dtype)
@@ -65,11 +72,16 @@ def move_bias(module: nn.Module, norm: nn.Module | None, shift: Tensor) -> None:
 
 
 def can_shift(module: nn.Module, norm: nn.Module | None) -> bool:
-    return getattr(module, "bias", None) is not None or getattr(norm, "running_mean", None) is not None
+    """Whether `move_bias` has somewhere to put a shift."""
+    return (
+        getattr(module, "bias", None) is not None or getattr(norm, "running_mean", None) is not None
+    )
 
 
 class Sampler:
-    """Which output positions of which layer are looked at: drawn once a layer, the same for every candidate."""
+    """Which output positions of which layer are looked at: drawn once a layer, the same for every
+    candidate.
+    """
 
     def __init__(self, images: int, seed: int = 0, positions: int = POSITIONS) -> None:
         self.images, self.seed, self.positions = images, seed, positions
@@ -79,21 +91,31 @@ class Sampler:
         """Indices (images, positions) into the ``spots`` output positions of a layer."""
         if (layer, spots) not in self._drawn:
             count = min(self.positions, spots)
-            generator = torch.Generator().manual_seed(self.seed * 2**32 + zlib.crc32(layer.encode()))
+            generator = torch.Generator().manual_seed(
+                self.seed * 2**32 + zlib.crc32(layer.encode())
+            )
             shape = (self.images, count)
-            drawn = torch.arange(spots).expand(shape) if count == spots else torch.randint(spots, shape, generator=generator)
+            drawn = (
+                torch.arange(spots).expand(shape)
+                if count == spots
+                else torch.randint(spots, shape, generator=generator)
+            )
             self._drawn[layer, spots] = drawn
         return self._drawn[layer, spots]
 
     def outputs(self, layer: str, module: nn.Module, output: Tensor, first: int = 0) -> Tensor:
-        """Rows (images * positions, out) of a layer's output; ``first`` is the number of the batch's first image."""
+        """Rows (images * positions, out) of a layer's output; ``first`` is the number of the
+        batch's first image.
+        """
         rows = output if isinstance(module, nn.Linear) else output.permute(0, 2, 3, 1)
         rows = rows.reshape(len(rows), -1, rows.shape[-1])
         spots = self.at(layer, rows.shape[1])[first : first + len(rows)]
         return rows[torch.arange(len(rows))[:, None], spots].flatten(0, 1)
 
     def inputs(self, layer: str, module: nn.Module, x: Tensor, first: int = 0) -> Tensor:
-        """Rows (images * positions, kernel positions * in): the patches that those outputs are computed from."""
+        """Rows (images * positions, kernel positions * in): the patches that those outputs are
+        computed from.
+        """
         if isinstance(module, nn.Linear):
             return self.outputs(layer, module, x, first)
         assert isinstance(module, nn.Conv2d)
@@ -102,14 +124,19 @@ class Sampler:
         if module.padding_mode != "zeros":
             x, pads = F.pad(x, pads, mode=module.padding_mode), [0, 0, 0, 0]
         pixels = x.permute(0, 2, 3, 1)
-        row, column = (spots // width) * module.stride[0] - pads[2], (spots % width) * module.stride[1] - pads[0]
+        row, column = (
+            (spots // width) * module.stride[0] - pads[2],
+            (spots % width) * module.stride[1] - pads[0],
+        )
         image = torch.arange(len(x))[:, None]
         patches = []
         for i in range(module.kernel_size[0]):
             for j in range(module.kernel_size[1]):
                 y, z = row + i * module.dilation[0], column + j * module.dilation[1]
                 inside = (y >= 0) & (y < pixels.shape[1]) & (z >= 0) & (z < pixels.shape[2])
-                patch = pixels[image, y.clamp(0, pixels.shape[1] - 1), z.clamp(0, pixels.shape[2] - 1)]
+                patch = pixels[
+                    image, y.clamp(0, pixels.shape[1] - 1), z.clamp(0, pixels.shape[2] - 1)
+                ]
                 patches.append(patch * inside[..., None])
         return torch.stack(patches, dim=2).flatten(2).flatten(0, 1)
 
@@ -120,7 +147,9 @@ class Sampler:
 
 
 class GramMatrices:
-    """``X^T X`` of every mixer's inputs in the unpruned network, with a column of ones for the bias; computed at first use."""
+    """``X^T X`` of every mixer's inputs in the unpruned network, with a column of ones for the
+    bias; computed at first use.
+    """
 
     def __init__(self, network: Network, images: Tensor, sampler: Sampler) -> None:
         self.network, self.images, self.sampler = network, images, sampler
@@ -146,7 +175,7 @@ class GramMatrices:
             return hook
 
         modules = [(n, m) for n, m in self.network.model.named_modules() if is_mixer(m)]
-        handles = [module.register_forward_pre_hook(add(name)) for name, module in modules]  # type: ignore[arg-type]
+        handles = [module.register_forward_pre_hook(add(name)) for name, module in modules]
         try:
             with evaluating(self.network.model):
                 for first in range(0, len(self.images), _BATCH):
@@ -157,7 +186,8 @@ class GramMatrices:
 
 
 def ridge_solve(gram: Tensor, right: Tensor, ridge: float = RIDGE) -> Tensor:
-    """``(G + ridge * mean(diag G) I)^-1 right`` for a symmetric positive semi-definite G (k, k), by Cholesky in float64.
+    """``(G + ridge * mean(diag G) I)^-1 right`` for a symmetric positive semi-definite G (k, k),
+    by Cholesky in float64.
 
     The ridge grows by tens where rounding has left G indefinite.
     """
@@ -183,7 +213,7 @@ def repair_independent(
     cuts: Mapping[str, Mapping[Side, list[int]]],
     grams: GramMatrices,
 ) -> None:
-    """Repair every cut mixer of ``model`` in place, each as if it were the only one that was cut."""
+    """Repair every cut mixer of ``model`` in place, each as if no other was cut."""
     folds = dict(original.table.folds)
     modules, whole = dict(model.named_modules()), dict(original.model.named_modules())
     for layer, sides in cuts.items():
@@ -192,18 +222,24 @@ def repair_independent(
             continue
         norm = modules.get(folds.get(layer, ""))
         source = whole[layer]
-        rows = kept(source.weight.shape[0], sides.get("out", []))  # type: ignore[union-attr,index]
-        width = source.weight.shape[1]  # type: ignore[union-attr,index]
+        rows = kept(source.weight.shape[0], sides.get("out", []))
+        width = source.weight.shape[1]
         gone = torch.tensor(sides["in"])
         full = flat_weight(source)[rows]
         positions = full.shape[1] // int(width)
         stay_columns = columns_of(kept(int(width), sides["in"]), int(width), positions)
         gone_columns = columns_of(gone, int(width), positions)
         gram = grams[layer]
-        mean = gram[-1, :-1] if can_shift(module, norm) else torch.zeros(len(gram) - 1, dtype=gram.dtype)
+        mean = (
+            gram[-1, :-1]
+            if can_shift(module, norm)
+            else torch.zeros(len(gram) - 1, dtype=gram.dtype)
+        )
         gram = centred(gram[:-1, :-1], mean)
         lost = full[:, gone_columns]
-        change = ridge_solve(gram[stay_columns][:, stay_columns], gram[stay_columns][:, gone_columns] @ lost.T).T
+        change = ridge_solve(
+            gram[stay_columns][:, stay_columns], gram[stay_columns][:, gone_columns] @ lost.T
+        ).T
         set_flat_weight(module, full[:, stay_columns] + change)
         if can_shift(module, norm):
             move_bias(module, norm, lost @ mean[gone_columns] - change @ mean[stay_columns])
@@ -211,7 +247,11 @@ def repair_independent(
 
 def reestimate_batchnorm(model: nn.Module, images: Tensor) -> None:
     """Replace the running statistics of every BatchNorm by the mean over ``images``, in place."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     before = [norm.momentum for norm in norms]
     with evaluating(model):
         for norm in norms:

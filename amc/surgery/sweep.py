@@ -1,8 +1,12 @@
-"""Sequential repair: one forward sweep over the calibration images through the network as pruned so far.
+"""Sequential repair: one forward sweep over the calibration images through the network as pruned
+so far.
 
-Every mixer's output (with the BatchNorm that alone reads it) is left open until something reads it. Then its weights are solved on the inputs
-it really gets now. Where the reader is a sum (a residual connection), the target is the ORIGINAL SUM minus the other branch as it
-is now, so that a branch also makes good what the shortcut has lost (He, Zhang, Sun, ICCV 2017, section 3.3, found here for any network by
+Every mixer's output (with the BatchNorm that alone reads it) is left open until something reads
+it. Then its weights are solved on the inputs
+it really gets now. Where the reader is a sum (a residual connection), the target is the ORIGINAL
+SUM minus the other branch as it
+is now, so that a branch also makes good what the shortcut has lost (He, Zhang, Sun, ICCV 2017,
+section 3.3, found here for any network by
 watching the additions). Otherwise the target is the layer's own original output.
 """
 
@@ -52,7 +56,7 @@ class _Sweep(TorchDispatchMode):
     """One forward pass in which mixers stay open until their output is read."""
 
     def __init__(self, model: nn.Module, folds: Mapping[str, str], skip: frozenset[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.folds = folds
         self.open: dict[int, _Open] = {}
@@ -62,7 +66,9 @@ class _Sweep(TorchDispatchMode):
         self.norms = {name: modules[norm] for name, norm in folds.items() if name in self.mixers}
 
     def close(self, item: _Open, other: Tensor | None) -> None:
-        """Called when ``item``'s output is read: by a sum with ``other``, or by anything else (None)."""
+        """Called when ``item``'s output is read: by a sum with ``other``, or by anything else
+        (None).
+        """
         raise NotImplementedError
 
     def run(self, images: Tensor) -> None:
@@ -74,9 +80,12 @@ class _Sweep(TorchDispatchMode):
         if not self._busy and self.open:
             tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
             is_sum = (
-                func in _ADDITIONS and len(tensors) == 2 and tensors[0].shape == tensors[1].shape
-                and not (kwargs or {}).get("alpha", 1) != 1 and _key(tensors[0]) != _key(tensors[1])
-            )  # fmt: skip
+                func in _ADDITIONS
+                and len(tensors) == 2
+                and tensors[0].shape == tensors[1].shape
+                and (kwargs or {}).get("alpha", 1) == 1
+                and _key(tensors[0]) != _key(tensors[1])
+            )
             if is_sum:
                 one, two = tensors
                 branch, other = (one, two) if _key(one) in self.open else (two, one)
@@ -140,11 +149,15 @@ def compute(item: _Open) -> Tensor:
     """What an open mixer's output is, with its weights as they are now."""
     module, norm, source = item.module, item.norm, item.source
     if isinstance(module, nn.Conv2d) and isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        weight, bias = fuse_conv_bn_weights(module.weight, module.bias, *statistics)  # one pass instead of two
-        return module._conv_forward(source, weight, bias)
+        statistics: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        # one pass over the output instead of two
+        weight, bias = fuse_conv_bn_weights(module.weight, module.bias, *statistics)
+        folded: Tensor = module._conv_forward(source, weight, bias)
+        return folded
     output: Tensor = type(module).forward(module, source)
-    return output if norm is None else type(norm).forward(norm, output)
+    if norm is not None:
+        output = type(norm).forward(norm, output)
+    return output
 
 
 def _empty_output(module: nn.Module, x: Tensor) -> Tensor:
@@ -158,9 +171,13 @@ def _key(tensor: Tensor) -> int:
 
 
 class Targets(_Sweep):
-    """What the unpruned network computes at the sampled positions: layer -> rows (images * positions, out), and of sums likewise."""
+    """What the unpruned network computes at the sampled positions: layer -> rows (images *
+    positions, out), and of sums likewise.
+    """
 
-    def __init__(self, network: Network, images: Tensor, sampler: Sampler, batch: int = 100) -> None:
+    def __init__(
+        self, network: Network, images: Tensor, sampler: Sampler, batch: int = 100
+    ) -> None:
         calls = [spec.name.split("@")[0] for spec in network.table]
         shared = frozenset(name for name in calls if calls.count(name) > 1)
         super().__init__(network.model, dict(network.table.folds), shared)
@@ -182,10 +199,16 @@ class Targets(_Sweep):
 
 
 class SequentialRepair(_Sweep):
-    """Repairs a cut network in place, layer by layer, in one forward pass over all calibration images."""
+    """Repairs a cut network in place, layer by layer, in one forward pass over all calibration
+    images.
+    """
 
     def __init__(
-        self, model: nn.Module, targets: Targets, cuts: Mapping[str, Mapping[Side, list[int]]], ridge: float = RIDGE
+        self,
+        model: nn.Module,
+        targets: Targets,
+        cuts: Mapping[str, Mapping[Side, list[int]]],
+        ridge: float = RIDGE,
     ) -> None:
         super().__init__(model, targets.folds, targets.skip)
         self.targets, self.cuts, self.ridge = targets, cuts, ridge
@@ -222,7 +245,9 @@ class SequentialRepair(_Sweep):
         own = torch.cat(self.targets.outputs[layer])[:, stay]
         if other is None or layer not in self.targets.sums:
             return own
-        branch = torch.cat(self.targets.sums[layer])[:, stay] - sampler.outputs(layer, item.module, other)
+        branch = torch.cat(self.targets.sums[layer])[:, stay] - sampler.outputs(
+            layer, item.module, other
+        )
         if item.norm is None:
             return branch
         norm = item.norm
@@ -232,5 +257,7 @@ class SequentialRepair(_Sweep):
         gamma = torch.ones_like(sigma) if norm.weight is None else norm.weight.detach()
         beta = torch.zeros_like(sigma) if norm.bias is None else norm.bias.detach()
         alive = gamma.abs() > 1e-3 * gamma.abs().max()
-        inverse = (branch - beta) * (sigma / torch.where(alive, gamma, torch.ones_like(gamma))) + norm.running_mean
+        inverse = (branch - beta) * (
+            sigma / torch.where(alive, gamma, torch.ones_like(gamma))
+        ) + norm.running_mean
         return torch.where(alive, inverse, own)

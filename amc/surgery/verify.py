@@ -1,7 +1,9 @@
 """Before a search: is the cut of every group what it claims to be, on this very network?
 
-For each group about half of its atoms are cut. The smaller network must give the outputs of the full-size one in which the cut
-channels are ignored (cut = mask), and its trace must have the same operations. The trace also tells how many bytes each buffer
+For each group about half of its atoms are cut. The smaller network must give the outputs of the
+full-size one in which the cut
+channels are ignored (cut = mask), and its trace must have the same operations. The trace also
+tells how many bytes each buffer
 loses with one atom, so memory is known on paper afterwards.
 """
 
@@ -16,9 +18,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from amc.errors import first_line
 from amc.network.groups import ChannelGroup
 from amc.network.layers import IntArray, Network, evaluating, example_input, trace
-from amc.surgery.cut import Cuts, cut, cuts_of, masked
+from amc.surgery.cut import Cuts, cut, cuts_of, masking
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +37,11 @@ Progress = Callable[[int, int], None]
 
 
 def verify_groups(
-    network: Network, groups: tuple[ChannelGroup, ...], progress: Progress = lambda done, total: None
+    network: Network,
+    groups: tuple[ChannelGroup, ...],
+    progress: Progress = lambda done, total: None,
 ) -> tuple[tuple[VerifiedGroup, ...], dict[str, str]]:
-    """The groups whose cut equals their mask, and for the others (by their producers) the reason."""
+    """The groups whose cut equals their mask, and for the other producers the reason."""
     verified, failures = [], {}
     for done, group in enumerate(groups):
         reason = "it has a single channel" if group.size < 2 else None
@@ -52,7 +57,9 @@ def verify_groups(
 
 
 def outputs_differ(smaller: nn.Module, reference: nn.Module, image: Tensor) -> float:
-    """The largest difference between the outputs of two networks, as a part of the largest output; inf where they cannot be compared."""
+    """The largest difference between the outputs of two networks, as a part of the largest output;
+    inf where they cannot be compared.
+    """
     with evaluating(smaller), evaluating(reference):
         got, got_shape = tree_flatten(smaller(image))
         expected, expected_shape = tree_flatten(reference(image))
@@ -62,12 +69,14 @@ def outputs_differ(smaller: nn.Module, reference: nn.Module, image: Tensor) -> f
     return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
 
-def _cut_is_mask(network: Network, cuts: Cuts) -> bool:
+def _cut_is_mask(network: Network, smaller: nn.Module, cuts: Cuts) -> bool:
     """In float32 if that is clear; what rounding could explain is decided in float64."""
     for exact, tolerance in ((False, 1e-5), (True, 1e-8)):
         model = copy.deepcopy(network.model).double() if exact else network.model
         image = example_input(model, network.input_shape, batch=2)
-        if outputs_differ(cut(model, cuts), masked(model, cuts), image) <= tolerance:
+        with masking(model, cuts):
+            difference = outputs_differ(smaller.double() if exact else smaller, model, image)
+        if difference <= tolerance:
             return True
     return False
 
@@ -77,11 +86,15 @@ def _verify(network: Network, group: ChannelGroup) -> tuple[IntArray, str | None
     cuts = cuts_of([(group, atoms)])
     empty = np.zeros(0, dtype=np.int64)
     try:
-        after = trace(cut(network.model, cuts), network.input_shape)
-        if not _cut_is_mask(network, cuts):
+        smaller = cut(network.model, cuts)
+        after = trace(smaller, network.input_shape)
+        if not _cut_is_mask(network, smaller, cuts):
             return empty, "cutting it is not the same as masking it"
     except Exception as error:
-        return empty, f"it cannot be cut: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
+        return (
+            empty,
+            f"it cannot be cut: {first_line(error)}",
+        )
     before = network.table.activations
     if len(after.activations.bytes) != len(before.bytes) or len(after) != len(network.table):
         return empty, "the network runs other operations when it is cut"
