@@ -51,8 +51,8 @@ class DDPGAgent(DDPG):
     """Stable-Baselines3's DDPG with AMC's differences.
 
     - warm-up: plain uniform actions, no noise on top; no update before it ends
-    - exploration: normal noise truncated to [0, 1] around the actor's output, its sigma decaying
-      an episode
+    - exploration: normal noise truncated to [0, 1] around the actor's output, its sigma decaying an
+      episode
     - two learning rates; updates at the end of an episode, one for each transition
     - `EpisodeReplayBuffer`: the episode's reward on every transition, executed actions, moving
       baseline
@@ -144,8 +144,8 @@ class DDPGAgent(DDPG):
             group["lr"] = self.options.critic_lr
 
     def state(self) -> dict[str, Any]:
-        """Everything that `load_state` needs to go on exactly: tensors and plain values, no
-        pickled objects.
+        """Everything that `load_state` needs to go on exactly: tensors and plain values, no pickled
+        objects.
         """
         assert isinstance(self.replay_buffer, EpisodeReplayBuffer)
         generators = [self.generator, self.replay_buffer.generator]

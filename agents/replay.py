@@ -21,9 +21,8 @@ class EpisodeReplayBuffer(ReplayBuffer):
     """Holds back an episode until it ends, then stores it with its final reward and its EXECUTED
     actions.
 
-    Sampled rewards are reduced by a moving average of past episodes' rewards (AMC's baseline b,
-    for less variance). Samples are drawn with
-    the buffer's own generator.
+    Sampled rewards are reduced by a moving average of past episodes' rewards (AMC's baseline b, for
+    less variance). Samples are drawn with the buffer's own generator.
     """
 
     def __init__(

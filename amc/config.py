@@ -1,5 +1,5 @@
-"""The configuration of a run: typed, frozen, every key with a meaning and, where it can have one,
-a default.
+"""The configuration of a run: typed, frozen, every key with a meaning and, where it can have one, a
+default.
 
 `load_config` reads a preset or a YAML file and applies ``a.b=value`` overrides.
 """

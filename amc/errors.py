@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its message is one line: the thing, its value, what
-    exists, the nearest match.
+    """A mistake that the user can mend. Its message is one line: the thing, its value, what exists,
+    the nearest match.
     """
 
 

@@ -27,13 +27,16 @@ from torch import nn
 
 from amc.cost.cost import cost_of
 from amc.errors import UserError, unknown
+from amc.evaluate.data import Dataset
 from amc.evaluate.inference import ImageSet, batch_size, logits, prepared, score
-from amc.network.layers import evaluating, example_input, trace
+from amc.network.layers import evaluating, example_input
 from amc.network.models import build_model, load_weights
+from amc.network.trace import trace
+from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.run import Run, write_bytes, write_json
-from amc.search import Problem, open_problem
+from amc.search import open_problem
 
 FORMATS = ("safetensors", "onnx")
 WEIGHTS, STRATEGY, ONNX, METRICS = (
@@ -50,8 +53,8 @@ def export(
     formats: Collection[str] = FORMATS,
     *,
     model: nn.Module | None = None,
+    dataset: Dataset | None = None,
     report: Report = silent,
-    **given: Any,
 ) -> dict[str, Any]:
     """Export the best strategy of a run into its ``export`` folder, and measure it on the test
     images.
@@ -60,8 +63,8 @@ def export(
         path: the run's directory.
         formats: of ``safetensors`` and ``onnx``.
         model: the network, where the run's was given from Python.
+        dataset: likewise.
         report: of progress.
-        given: ``dataset``, where the run's was given from Python.
 
     Returns:
         The contents of metrics.json.
@@ -72,7 +75,7 @@ def export(
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    run, problem = open_problem(path, model, given.get("dataset"), report)
+    run, problem = open_problem(path, model, dataset, report)
     best = run.best
     compressed = problem.space.apply(best["strategy"])
     folder = run.path / "export"

@@ -1,7 +1,7 @@
 """What can be named in a config: name -> "module:attribute", imported when it is asked for.
 
-A name that is not listed but has a colon is taken as a user's own ``module:attribute``; nothing
-has to be registered.
+A name that is not listed but has a colon is taken as a user's own ``module:attribute``; nothing has
+to be registered.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ _PHASES = {"warmup": ("#9aa5b1", "random warm-up"), "explore": ("#2b6cb0", "agen
 
 
 def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Path) -> None:
-    """Search accuracy over the episodes, the best so far, uniform and the baseline; below, the
-    keep ratios of the best strategy.
+    """Search accuracy over the episodes, the best so far, uniform and the baseline; below, the keep
+    ratios of the best strategy.
     """
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))

@@ -1,8 +1,8 @@
 """The run directory: one search, one resolved config, one seed.
 
 The journal ``episodes.jsonl`` is append-only and the only source of truth: everything else is
-derived from it or can be. Whatever else is
-written is written aside first and then renamed, so a run killed at any moment is whole.
+derived from it or can be. Whatever else is written is written aside first and then renamed, so a
+run killed at any moment is whole.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """The composition root: from a config to a searched run. The only module that sees everything.
 
-- `Problem`  a network, its space, data, budget and evaluator, built from a config
 - `search`   a new run
 - `resume`   go on with a run, exactly as if it had never stopped
 """
@@ -26,101 +25,22 @@ from torch import nn
 
 from amc import __version__
 from amc.config import Config, load_config
-from amc.cost.budget import Budget
 from amc.envs import ENV_ID
 from amc.errors import UserError
-from amc.evaluate.data import Dataset, Splits, data_folder, find_file, load_dataset, split
+from amc.evaluate.data import Dataset
 from amc.evaluate.evaluator import Evaluator, Outcome
 from amc.evaluate.inference import ImageSet
-from amc.network.layers import Network, evaluating, example_input
-from amc.network.models import build_model, load_weights
+from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.report import plot_search
 from amc.run import Run, write_bytes
-from amc.spaces.base import CompressionSpace
-from amc.train import train
 
 BASE = (
     "base.safetensors"  # the base network's weights, kept in the run where they come from no file
 )
-# a base network whose held-out cross-entropy is below this many times that of training images has
-# seen them
+
 MEMORISED = 1.5
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Everything that a search works on. What the user gave is not modified."""
-
-    config: Config
-    dataset: Dataset
-    splits: Splits
-    network: Network
-    space: CompressionSpace
-    budget: Budget
-    trained_here: bool
-
-    @classmethod
-    def build(
-        cls,
-        config: Config,
-        model: nn.Module | None = None,
-        dataset: Dataset | None = None,
-        report: Report = silent,
-        base: Path | None = None,
-    ) -> Problem:
-        """Load, train or take the network; trace, probe and verify it; refuse what cannot work.
-
-        Args:
-            config: of the run.
-            model: the user's own network instead of ``config.model``.
-            dataset: the user's own data instead of ``config.dataset``.
-            report: of progress.
-            base: a file with the base network's weights, instead of where the config says.
-
-        Raises:
-            UserError: something does not exist, does not fit, or leaves nothing to decide.
-        """
-        folder = data_folder(config.data_dir)
-        if dataset is None:
-            dataset = load_dataset(_named(config.dataset, "dataset"), folder, config.image_size)
-        heldout = find_file(config.heldout, folder) if config.heldout else None
-        evaluate = config.evaluate
-        splits = split(dataset, evaluate.images, evaluate.calibration_images, config.seed, heldout)
-        name = config.model or type(model).__name__
-        own = model is None
-        if model is None:
-            model = _build(config, dataset)
-        untrained = own and base is None and config.weights is None
-        if untrained and config.train is None:
-            raise UserError(
-                f"model {name!r} has no weights: name a file as weights, or add a train section"
-            )
-        if base is not None:
-            load_weights(model, base)
-        elif own and config.weights not in (None, "DEFAULT"):
-            assert config.weights is not None
-            load_weights(
-                model, find_file(config.weights, data_folder(config.weights_dir, "AMC_WEIGHTS_DIR"))
-            )
-        network = Network.of(model, dataset.input_shape, name)
-        _check_classes(network, dataset)
-        space = _space(config, network, dataset, splits, report)
-        original = space.cost({})
-        budget = config.budget.of(original)
-        budget.check_reachable(space.cost(space.smallest), original)
-        if untrained:
-            assert config.train is not None
-            train(network.model, dataset, splits.train, config.train, config.seed, report)
-        return cls(config, dataset, splits, network, space, budget, untrained)
-
-    def evaluator(self, precision: str | None = None) -> Evaluator:
-        """Measures strategies on the held-out images."""
-        images = ImageSet.of(self.dataset, self.dataset.train, self.splits.heldout)
-        reward = lookup("reward", self.config.reward)
-        chosen: Any = precision or self.config.evaluate.precision
-        return Evaluator(self.space, images, self.budget, reward, chosen)
 
 
 @dataclass(frozen=True)
@@ -164,7 +84,7 @@ def search(
     problem = Problem.build(config, model, dataset, report)
     run = Run.create(path, config, _provenance(problem))
     run.write_layers(problem.network.table)
-    if model is not None or problem.trained_here:
+    if model is not None or weights_file(config) is None:
         state = save(
             {key: value.contiguous() for key, value in problem.network.model.state_dict().items()}
         )
@@ -310,61 +230,10 @@ def _memorised(problem: Problem, evaluator: Evaluator) -> str | None:
     )
 
 
-def _named(value: str | None, key: str) -> str:
-    if value is None:
-        raise UserError(f"the config names no {key}")
-    return value
-
-
-def _build(config: Config, dataset: Dataset) -> nn.Module:
-    name = _named(config.model, "model")
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return build_model(
-            name, dataset.classes, dataset.input_shape[0], config.weights == "DEFAULT"
-        )
-
-
-def _check_classes(network: Network, dataset: Dataset) -> None:
-    with evaluating(network.model):
-        output = network.model(example_input(network.model, network.input_shape))
-    if (
-        not isinstance(output, torch.Tensor)
-        or output.dim() != 2
-        or output.shape[1] < dataset.classes
-    ):
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UserError(
-            f"{network.name!r} gives {shape} for an image, but {dataset.name!r} has "
-            f"{dataset.classes} classes: "
-            f"(1, {dataset.classes}) was expected"
-        )
-
-
-def _space(
-    config: Config, network: Network, dataset: Dataset, splits: Splits, report: Report
-) -> CompressionSpace:
-    space_class = lookup("space", config.space["name"])
-    options = {key: value for key, value in config.space.items() if key != "name"}
-    calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
-    space: CompressionSpace = space_class(network, options, calibration)
-    space.report = report
-    if not space.decisions:
-        reasons = "; ".join(f"{layer}: {why}" for layer, why in list(space.left_alone.items())[:3])
-        raise UserError(
-            f"there is nothing to decide in {network.name!r} with the space "
-            f"{config.space['name']!r} ({reasons})"
-        )
-    return space
-
-
 def _provenance(problem: Problem) -> dict[str, Any]:
     """What a reader needs to repeat the run."""
     config = problem.config
-    weights = None
-    if config.weights not in (None, "DEFAULT"):
-        assert config.weights is not None
-        weights = find_file(config.weights, data_folder(config.weights_dir, "AMC_WEIGHTS_DIR"))
+    weights = weights_file(config)
     sample = problem.dataset.train.fetch(problem.splits.heldout[:100]).numpy().tobytes()
     return {
         "amc": __version__,

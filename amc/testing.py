@@ -20,15 +20,16 @@ from amc.envs.compression import CompressionEnv
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.rewards import Score
 from amc.network.builtin import CifarResNet
-from amc.network.layers import LayerTable, Network, evaluating, example_input, trace
+from amc.network.layers import LayerTable, evaluating, example_input
+from amc.network.trace import Network, trace
 from amc.spaces.base import CompressionSpace, Strategy
 
 _EPISODES = 10
 
 
 def sample_networks() -> list[Network]:
-    """A residual network, a grouped and depthwise one, and a perceptron: small, random, with
-    uneven BatchNorms.
+    """A residual network, a grouped and depthwise one, and a perceptron: small, random, with uneven
+    BatchNorms.
     """
     generator = torch.Generator().manual_seed(0)
     shapes: list[tuple[nn.Module, tuple[int, ...]]] = [

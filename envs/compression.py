@@ -21,10 +21,9 @@ from amc.spaces.base import CompressionSpace, Strategy
 class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     """
     ## Description
-    The agent walks the decisions of an action space in execution order and gives each a keep
-    ratio. No weight is touched until the
-    last decision; then the strategy is applied, repaired and measured, and the episode ends with
-    its reward.
+    The agent walks the decisions of an action space in execution order and gives each a keep ratio.
+    No weight is touched until the last decision; then the strategy is applied, repaired and
+    measured, and the episode ends with its reward.
 
     ## Action Space
     A `Box(0, 1, (1,), float32)`: the keep ratio of the decision.
@@ -34,8 +33,8 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     | 0   | keep ratio | 0   | 1   |
 
     The executed ratio is that of the largest legal choice which is not above the action and with
-    which the budget can still be met when
-    all later decisions take their minimum (AMC, Algorithm 1). `info["executed_ratio"]` tells it.
+    which the budget can still be met when all later decisions take their minimum (AMC, Algorithm
+    1). `info["executed_ratio"]` tells it.
 
     ## Observation Space
     A `Box(0, 1, (11,), float32)`: AMC's features, scaled over the decisions of the network.
@@ -68,8 +67,7 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
 
     ## Arguments
     `gymnasium.make("amc/Compression-v0", space=..., budget=..., evaluate=...)`: an action space
-    bound to a network, a budget, and a
-    function from a strategy to its outcome.
+    bound to a network, a budget, and a function from a strategy to its outcome.
 
     ## Version History
     * v0: initial version

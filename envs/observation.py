@@ -26,8 +26,8 @@ STATIC_FEATURES = (
 )
 DYNAMIC_FEATURES = ("reduced", "rest", "previous_ratio")
 FEATURES = STATIC_FEATURES + DYNAMIC_FEATURES
-"""t, n, c, h, w, stride, k, MACs of the decision's layers; MACs removed so far, MACs still to
-come, the previous action.
+"""t, n, c, h, w, stride, k, MACs of the decision's layers; MACs removed so far, MACs still to come,
+the previous action.
 """
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amc.config import load_config
-from amc.search import Problem
+from amc.problem import Problem
 
 pytestmark = pytest.mark.cifar10
 
@@ -42,7 +42,6 @@ def test_repair_on_real_images(resnet20: Problem) -> None:
             resnet20.network,
             space,
             resnet20.budget,
-            False,
         )
         outcome = problem.evaluator()(space.uniform_within(resnet20.budget))
         assert outcome.feasible

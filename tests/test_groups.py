@@ -11,7 +11,8 @@ from zoo import uneven, zoo_network, zoo_space
 
 from amc.errors import UserError
 from amc.network.groups import find_groups
-from amc.network.layers import Network, example_input
+from amc.network.layers import example_input
+from amc.network.trace import Network
 from amc.spaces.channel import ChannelSpace
 
 

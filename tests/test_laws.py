@@ -13,7 +13,8 @@ from zoo import ZOO, zoo_space
 from amc.cost.budget import Budget
 from amc.cost.cost import METRICS
 from amc.errors import UserError
-from amc.network.layers import evaluating, example_input, trace
+from amc.network.layers import evaluating, example_input
+from amc.network.trace import trace
 from amc.surgery.cut import cut, masking
 from amc.testing import random_strategy, same_table, walk
 

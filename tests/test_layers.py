@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, zoo_network
 
 from amc.errors import UserError
-from amc.network.layers import Activations, Network, example_input, trace
+from amc.network.layers import Activations, example_input
+from amc.network.trace import Network, trace
 
 
 @pytest.mark.parametrize("name", ZOO)

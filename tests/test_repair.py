@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from zoo import uneven
 
 from amc.network.builtin import CifarResNet
-from amc.network.layers import Network, evaluating, example_input
+from amc.network.layers import evaluating, example_input
+from amc.network.trace import Network
 from amc.spaces.channel import ChannelSpace
 from amc.surgery.reconstruct import GramMatrices, Sampler, ridge_solve
 

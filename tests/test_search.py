@@ -22,8 +22,9 @@ from amc.errors import UserError
 from amc.evaluate.data import Dataset
 from amc.export import evaluate, export, load
 from amc.network.layers import evaluating, example_input
+from amc.problem import Problem
 from amc.run import Run
-from amc.search import Problem, resume, search
+from amc.search import resume, search
 
 TINY = [
     "evaluate.images=100",
@@ -105,6 +106,29 @@ def test_a_users_own_network_and_data(digits: Dataset, tmp_path: Path) -> None:
     assert counted == result.best["params"]
     with pytest.raises(UserError, match="given from Python"):
         load(result.run.path / "export")
+
+
+def test_a_users_own_function_may_give_a_trained_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_network.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    overrides = ["dataset=digits", "model=my_network:build", "budget.ratio=0.5"]
+    config = parse_config({"evaluate": {"images": 50, "calibration_images": 50}}, overrides)
+    config = parse_config(config.model_dump(), ["agent.episodes=3", "agent.warmup_episodes=2"])
+    path = search(config, out=tmp_path).run.path
+    before = journal(path)
+    resume(path)
+    assert journal(path) == before
+    assert load(export_path(path)).state_dict()["1.weight"].shape[1] == 64
+
+
+def export_path(run: Path) -> Path:
+    export(run, ["safetensors"])
+    return run / "export"
 
 
 def test_nothing_is_measured_twice(digits: Dataset) -> None:

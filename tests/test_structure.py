@@ -26,6 +26,7 @@ ORDER = [
     ["amc.run"],
     ["amc.report", "amc.pareto"],
     ["amc.envs", "amc.agents"],
+    ["amc.problem"],
     ["amc.search"],
     ["amc.export"],
     ["amc.testing"],

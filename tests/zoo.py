@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from amc.network.builtin import CifarResNet, CifarVGG16, MobileNetV1
-from amc.network.layers import Network
 from amc.network.torchvision_compat import torchvision
+from amc.network.trace import Network
 from amc.spaces.channel import ChannelSpace
 
 torch.set_num_threads(2)

@@ -58,9 +58,8 @@ class Budget:
         where none is.
 
         ``cost`` must not fall as a choice rises: it is searched by bisection. With ``cost`` =
-        "decisions so far, this choice, the
-        minimum for all later ones" this is AMC's action bounding (Algorithm 1), for any metric and
-        any space.
+        "decisions so far, this choice, the minimum for all later ones" this is AMC's action
+        bounding (Algorithm 1), for any metric and any space.
         """
         low, high = 0, len(choices) - 1
         while low < high:

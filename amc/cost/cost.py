@@ -1,5 +1,5 @@
-"""What a layer table costs on paper: macs, params, memory_bytes, and milliseconds where a device
-is known.
+"""What a layer table costs on paper: macs, params, memory_bytes, and milliseconds where a device is
+known.
 """
 
 from __future__ import annotations

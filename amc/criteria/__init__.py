@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from amc.network.groups import ChannelGroup
-from amc.network.layers import Network
+from amc.network.trace import Network
 from amc.surgery.reconstruct import GramMatrices
 
 Criterion = Callable[[ChannelGroup, Network, GramMatrices | None], Tensor]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amc.network.groups import ChannelGroup
-from amc.network.layers import Network
+from amc.network.trace import Network
 from amc.surgery.reconstruct import GramMatrices
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amc.network.groups import ChannelGroup
-from amc.network.layers import Network
+from amc.network.trace import Network
 from amc.surgery.reconstruct import RIDGE, GramMatrices, centred, columns_of, flat_weight
 
 
@@ -17,10 +17,9 @@ def reconstruction(
     best.
 
     With ``H = X^T X`` of a consumer and W its weights, removing the inputs q costs ``tr(W_q^T
-    ((H^-1)_qq)^-1 W_q)`` after the best repair of
-    the rest (optimal brain surgeon, Hassibi & Stork 1993, for blocks). The costs of all consumers
-    are added, each as a part of its
-    output's energy. Returns scores (atoms,): the order of removal, higher stays.
+    ((H^-1)_qq)^-1 W_q)`` after the best repair of the rest (optimal brain surgeon, Hassibi & Stork
+    1993, for blocks). The costs of all consumers are added, each as a part of its output's energy.
+    Returns scores (atoms,): the order of removal, higher stays.
     """
     assert grams is not None, "the reconstruction criterion needs calibration images"
     parts = [

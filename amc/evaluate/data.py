@@ -1,9 +1,8 @@
 """Datasets and splits.
 
 Images are kept as uint8 and normalised a batch at a time. Training images fall into three parts:
-the held-out ones, on which a search
-measures; the calibration ones, which repair may use; and the rest. The test images are for final
-figures only.
+the held-out ones, on which a search measures; the calibration ones, which repair may use; and the
+rest. The test images are for final figures only.
 """
 
 from __future__ import annotations
@@ -92,8 +91,8 @@ class Dataset:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> Dataset:
-        """A dataset of uint8 images (N, H, W, C); where no normalisation is given it is measured
-        on the training images.
+        """A dataset of uint8 images (N, H, W, C); where no normalisation is given it is measured on
+        the training images.
 
         Raises:
             UserError: the arrays do not go together.

@@ -1,8 +1,7 @@
 """Run a network over many images as fast as this machine allows, without changing what it computes.
 
 BatchNorms are folded into the layers they follow, memory is channels-last, and bf16 is used where
-the processor has units for it and the
-accuracy of the untouched network agrees with fp32.
+the processor has units for it and the accuracy of the untouched network agrees with fp32.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 3.4).
 
 With a budget that the environment keeps, `accuracy` is the paper's R_err. Those with a logarithm
-are for a search without a hard
-budget ("accuracy-guaranteed": set budget.ratio to 1). A user's own is named ``module:function``.
+are for a search without a hard budget ("accuracy-guaranteed": set budget.ratio to 1). A user's own
+is named ``module:function``.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 MobileNet-V1.
 
 ResNets: He et al., CVPR 2016, section 4.2 (option-A shortcuts: zero padding, no parameters).
-VGG-16: Simonyan & Zisserman,
-ICLR 2015, in its usual CIFAR form (one linear layer). MobileNet-V1: Howard et al., arXiv
-1704.04861.
+    VGG-16: Simonyan & Zisserman, ICLR 2015, in its usual CIFAR form (one linear layer).
+    MobileNet-V1: Howard et al., arXiv 1704.04861.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 
 class PaddedShortcut(nn.Module):
-    """The option-A shortcut: every ``stride``-th position, and zero channels before and after
-    those of the input.
+    """The option-A shortcut: every ``stride``-th position, and zero channels before and after those
+    of the input.
 
     Surgery can cut it (`amc.network.layers.LinkedModule`): what is kept stays in order, so it is a
     padded shortcut again.

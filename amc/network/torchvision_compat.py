@@ -1,10 +1,8 @@
 """Import torchvision where its compiled operators do not load.
 
-A torchvision built against another flavour of torch fails at import, because two operators that
-its Python part refers to
-were never registered. Declaring their schemas first is enough for every network in it. Where
-torchvision loads by
-itself, this module does nothing else than import it.
+A torchvision built against another flavour of torch fails at import, because two operators that its
+Python part refers to were never registered. Declaring their schemas first is enough for every
+network in it. Where torchvision loads by itself, this module does nothing else than import it.
 """
 
 from __future__ import annotations

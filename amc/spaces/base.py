@@ -1,5 +1,5 @@
-"""What an action space is: which decisions exist, which choices are legal, what they cost on
-paper, and the surgery.
+"""What an action space is: which decisions exist, which choices are legal, what they cost on paper,
+and the surgery.
 
 - `Decision`          one thing the agent decides
 - `Strategy`          decision -> choice
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost, cost_of
-from amc.network.layers import Activations, LayerSpec, LayerTable, Network
+from amc.network.layers import Activations, LayerSpec, LayerTable
+from amc.network.trace import Network
 from amc.progress import Report, silent
 
 Strategy = Mapping[str, int]
@@ -77,7 +78,7 @@ class CompressionSpace(ABC):
             network: what is compressed.
             options: the keys of the preset's ``space`` section except ``name``.
             calibration: images (N, C, H, W), normalised, that repair may use; the network may have
-            been trained on them.
+                been trained on them.
         """
         self.network = network
         self.options = self.Options(**(options or {}))
@@ -179,8 +180,8 @@ class LayerwiseSpace(CompressionSpace):
 
     @abstractmethod
     def resize_layer(self, layer: LayerSpec, choice: int) -> Sequence[LayerSpec]:
-        """The layers that take the place of ``layer``, in execution order; their names as they
-        will be in the new network.
+        """The layers that take the place of ``layer``, in execution order; their names as they will
+        be in the new network.
         """
 
     @abstractmethod

@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from amc.criteria import Criterion
 from amc.errors import UserError
 from amc.network.groups import ChannelGroup, find_groups
-from amc.network.layers import Activations, LayerSpec, LayerTable, Network
+from amc.network.layers import Activations, LayerSpec, LayerTable
+from amc.network.trace import Network
 from amc.registry import lookup
 from amc.spaces.base import CompressionSpace, Decision, Options, Strategy
 from amc.surgery.cut import Cuts, cut, cuts_of
 from amc.surgery.reconstruct import GramMatrices, Sampler, reestimate_batchnorm, repair_independent
 from amc.surgery.sweep import SequentialRepair, Targets
 from amc.surgery.verify import VerifiedGroup, verify_groups
+
+# Of activations in one sweep; calibration images beyond it are left out.
+CALIBRATION_BYTES = 2 * 2**30
 
 
 class ChannelOptions(Options):
@@ -49,9 +53,9 @@ class ChannelSpace(CompressionSpace):
     """Structured pruning. A choice is the number of channels (of its first layer) that a decision
     keeps.
 
-    Groups are found by probing and each is verified by cut = mask on this network; what fails is
-    in ``left_alone``. Channels are
-    ranked once, on the unpruned network, so a smaller choice keeps a subset of a larger one's.
+    Groups are found by probing and each is verified by cut = mask on this network; what fails is in
+    ``left_alone``. Channels are ranked once, on the unpruned network, so a smaller choice keeps a
+    subset of a larger one's.
     """
 
     Options = ChannelOptions
@@ -63,6 +67,9 @@ class ChannelSpace(CompressionSpace):
         options: Mapping[str, Any] | None = None,
         calibration: Tensor | None = None,
     ) -> None:
+        if calibration is not None:  # one sweep holds the activations of all of them
+            peak = network.table.activations.peak_bytes()
+            calibration = calibration[: max(64, CALIBRATION_BYTES // peak)]
         super().__init__(network, options, calibration)
         self._criterion: Criterion = lookup("criterion", self.options.criterion)
         if calibration is None and (

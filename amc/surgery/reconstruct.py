@@ -1,9 +1,8 @@
-"""Repair by least squares: after a cut, every layer that reads fewer channels gets the weights
-that best give its original output.
+"""Repair by least squares: after a cut, every layer that reads fewer channels gets the weights that
+best give its original output.
 
 ``min_W || Y - X W ||^2`` with X the kept inputs and Y the original outputs at sampled positions of
-calibration images (He, Zhang, Sun,
-ICCV 2017; AMC section 3.3). Two forms of X:
+calibration images (He, Zhang, Sun, ICCV 2017; AMC section 3.3). Two forms of X:
 
 - independent: from the unpruned network. ``X^T X`` is computed once a layer and sliced for every
   candidate; Y = X W needs no storing.
@@ -22,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.network.groups import Side
-from amc.network.layers import Network, evaluating, output_shape
+from amc.network.layers import evaluating, output_shape
+from amc.network.trace import Network
 from amc.surgery.cut import kept
 
 POSITIONS = 10  # sampled positions an image and layer (AMC's reference)
+ROWS = 10_000  # at least so many rows a layer: fewer images give more positions each
 RIDGE = 1e-4  # of the mean diagonal of the Gram matrix
 _BATCH = 100
 
@@ -83,8 +84,9 @@ class Sampler:
     candidate.
     """
 
-    def __init__(self, images: int, seed: int = 0, positions: int = POSITIONS) -> None:
-        self.images, self.seed, self.positions = images, seed, positions
+    def __init__(self, images: int, seed: int = 0, positions: int | None = None) -> None:
+        self.images, self.seed = images, seed
+        self.positions = positions or max(POSITIONS, ROWS // images)
         self._drawn: dict[tuple[str, int], Tensor] = {}
 
     def at(self, layer: str, spots: int) -> Tensor:
@@ -186,8 +188,8 @@ class GramMatrices:
 
 
 def ridge_solve(gram: Tensor, right: Tensor, ridge: float = RIDGE) -> Tensor:
-    """``(G + ridge * mean(diag G) I)^-1 right`` for a symmetric positive semi-definite G (k, k),
-    by Cholesky in float64.
+    """``(G + ridge * mean(diag G) I)^-1 right`` for a symmetric positive semi-definite G (k, k), by
+    Cholesky in float64.
 
     The ridge grows by tens where rounding has left G indefinite.
     """

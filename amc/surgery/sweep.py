@@ -1,13 +1,11 @@
-"""Sequential repair: one forward sweep over the calibration images through the network as pruned
-so far.
+"""Sequential repair: one forward sweep over the calibration images through the network as pruned so
+far.
 
-Every mixer's output (with the BatchNorm that alone reads it) is left open until something reads
-it. Then its weights are solved on the inputs
-it really gets now. Where the reader is a sum (a residual connection), the target is the ORIGINAL
-SUM minus the other branch as it
-is now, so that a branch also makes good what the shortcut has lost (He, Zhang, Sun, ICCV 2017,
-section 3.3, found here for any network by
-watching the additions). Otherwise the target is the layer's own original output.
+Every mixer's output (with the BatchNorm that alone reads it) is left open until something reads it.
+Then its weights are solved on the inputs it really gets now. Where the reader is a sum (a residual
+connection), the target is the ORIGINAL SUM minus the other branch as it is now, so that a branch
+also makes good what the shortcut has lost (He, Zhang, Sun, ICCV 2017, section 3.3, found here for
+any network by watching the additions). Otherwise the target is the layer's own original output.
 """
 
 from __future__ import annotations
@@ -24,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from amc.network.groups import Side
-from amc.network.layers import Network, evaluating, output_shape
+from amc.network.layers import evaluating, output_shape
+from amc.network.trace import Network
 from amc.surgery.cut import kept
 from amc.surgery.reconstruct import (
     RIDGE,

@@ -1,10 +1,9 @@
 """Before a search: is the cut of every group what it claims to be, on this very network?
 
 For each group about half of its atoms are cut. The smaller network must give the outputs of the
-full-size one in which the cut
-channels are ignored (cut = mask), and its trace must have the same operations. The trace also
-tells how many bytes each buffer
-loses with one atom, so memory is known on paper afterwards.
+full-size one in which the cut channels are ignored (cut = mask), and its trace must have the same
+operations. The trace also tells how many bytes each buffer loses with one atom, so memory is known
+on paper afterwards.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from torch.utils._pytree import tree_flatten
 
 from amc.errors import first_line
 from amc.network.groups import ChannelGroup
-from amc.network.layers import IntArray, Network, evaluating, example_input, trace
+from amc.network.layers import IntArray, evaluating, example_input
+from amc.network.trace import Network, trace
 from amc.surgery.cut import Cuts, cut, cuts_of, masking
 
 

@@ -22,8 +22,9 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.evaluate.inference import ImageSet, logits, prepared, score
+from amc.problem import Problem
 from amc.progress import ConsoleReport
-from amc.search import Problem, open_problem
+from amc.search import open_problem
 from amc.spaces.base import Strategy
 from amc.spaces.channel import ChannelSpace
 

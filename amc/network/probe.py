@@ -1,0 +1,305 @@
+"""Coupled channels, found by asking the network: perturb some channels of one layer and see which
+inputs of which others change.
+
+Every layer that mixes channels gets a fixed random output while it is probed, so what flows between
+two such layers is
+only what keeps channels apart: activations, pooling, sums, concatenation, shuffles, padding, gates,
+flatten. BatchNorm and its kind pass their input through (a dead channel must not hide). A grouped
+convolution keeps its
+groups apart: the inputs and outputs of one group live or die together. No symbolic tracing: any
+``nn.Module`` works.
+
+1. reach: one sample a producer, all its channels perturbed -> which consumer channels it touches at
+   all.
+2. decode: producers that touch nothing in common share a pass; sample ``b`` perturbs the channels
+   whose (index + 1) has bit ``b`` set, further samples the complements. A touched channel reads its
+   source off the bits; touched by a set AND its complement means several sources.
+3. connected components of (producer channel, consumer channel) are the atoms; atoms with the same
+   members are one group.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from amc.errors import UserError, first_line
+from amc.network.layers import LinkedModule, evaluating, example_input, is_channelwise, output_shape
+from amc.network.trace import Network
+
+BoolArray = NDArray[np.bool_]
+
+
+_ROUNDS = 8  # at most; it stops when a round with new random values has shown nothing new
+
+
+_BYTES = 512 * 2**20  # of activations in one pass
+
+
+_TOLERANCE = 1e-4
+
+
+@dataclass
+class Site:
+    """A layer that is replaced while probing (or, ``channelwise``, only watched)."""
+
+    name: str
+    module: nn.Module
+    channelwise: bool
+    in_channels: int = 0
+    out_channels: int = 0
+    calls: int = 0
+
+    @property
+    def dim(self) -> int:
+        return -1 if isinstance(self.module, nn.Linear) else 1
+
+    @property
+    def mixes(self) -> bool:
+        if isinstance(self.module, nn.Conv2d):
+            return self.module.groups == 1
+        return isinstance(self.module, nn.Linear)
+
+    def links(self) -> list[tuple[int, int]]:
+        """Pairs (input channel, output channel) inside the layer that live or die together."""
+        if isinstance(self.module, nn.Conv2d) and self.module.groups > 1:
+            groups = self.module.groups
+            ins, outs = self.in_channels // groups, self.out_channels // groups
+            first = [(g * ins, g * outs + o) for g in range(groups) for o in range(outs)]
+            return first + [(g * ins + i, g * outs) for g in range(groups) for i in range(1, ins)]
+        return self.module.channel_links() if isinstance(self.module, LinkedModule) else []
+
+
+_Perturbed = dict[
+    str, Tensor
+]  # producer -> (samples, channels), which channels are perturbed in which sample
+
+
+class Probe:
+    """The state of one probing: what every sample of every pass has touched."""
+
+    def __init__(self, network: Network, seed: int) -> None:
+        self.network = network
+        self.seed = seed
+        self.sites: dict[str, Site] = {}
+        self.order: list[str] = []  # producers as they are executed
+        self.edges: list[tuple[str, int, str, int]] = []  # producer, channel, site, channel
+        self.blocked: dict[str, str] = {}  # producer -> why it is left alone
+        self._handler: Callable[[Site, Tensor], Tensor] = lambda site, x: x
+        for name, module in network.model.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear, LinkedModule)) or is_channelwise(module):
+                self.sites[name] = Site(name, module, is_channelwise(module))
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The forwards of all sites replaced, and restored afterwards."""
+
+        def replacement(site: Site) -> Callable[[Tensor], Tensor]:
+            return lambda x: self._handler(site, x)
+
+        originals = {name: site.module.forward for name, site in self.sites.items()}
+        try:
+            with evaluating(self.network.model):
+                for site in self.sites.values():
+                    site.module.forward = replacement(site)
+                yield
+        finally:
+            for name, site in self.sites.items():
+                if originals[name] == type(site.module).forward.__get__(site.module):
+                    site.module.__dict__.pop("forward", None)
+                else:
+                    site.module.forward = originals[name]
+
+    def _run(self, samples: int) -> Any:
+        image = example_input(self.network.model, self.network.input_shape).expand(
+            samples, *self.network.input_shape
+        )
+        try:
+            return self.network.model(image)
+        except Exception as error:
+            raise UserError(
+                f"the network {self.network.name!r} cannot be probed: its forward fails on "
+                f"{samples} images at once "
+                f"({first_line(error)})"
+            ) from error
+
+    def record(self) -> None:
+        """One ordinary pass, to see the order and the widths."""
+
+        def handler(site: Site, x: Tensor) -> Tensor:
+            output: Tensor = type(site.module).forward(site.module, x)
+            site.in_channels, site.out_channels = x.shape[site.dim], output.shape[site.dim]
+            if not site.calls and not site.channelwise:
+                self.order.append(site.name)
+            site.calls += 1
+            return output
+
+        self._handler = handler
+        self._run(1)
+        self.sites = {name: site for name, site in self.sites.items() if site.calls}
+
+    def _pass(self, perturbed: _Perturbed, samples: int, round_: int) -> dict[str, BoolArray]:
+        """Run ``samples`` samples (0 is untouched): for every site, and "" for the output,
+        (samples, channels) touched.
+        """
+        touched: dict[str, BoolArray] = {}
+        shapes: dict[str, list[int]] = defaultdict(list)
+
+        def handler(site: Site, x: Tensor) -> Tensor:
+            if len(x) != samples:
+                raise ValueError(f"{site.name!r} does not keep the images of a batch apart")
+            seen = _differs(x, site.dim)
+            touched[site.name] = touched[site.name] | seen if site.name in touched else seen
+            if site.channelwise:
+                return x.clone()  # an in-place activation may follow
+            shape = output_shape(site.module, (1, *x.shape[1:]))
+            shapes[site.name].append(1)
+            return self._random(
+                site,
+                shape,
+                perturbed.get(site.name),
+                samples,
+                round_ * 64 + len(shapes[site.name]),
+                x,
+            )
+
+        self._handler = handler
+        output = self._run(samples)
+        outputs = [
+            _differs(t, 1).any(axis=1)
+            for t in tree_iter(output)
+            if isinstance(t, Tensor) and t.dim() > 0
+        ]
+        touched[""] = (
+            np.logical_or.reduce(outputs)[:, None] if outputs else np.zeros((samples, 1), bool)
+        )
+        return touched
+
+    def _random(
+        self,
+        site: Site,
+        shape: tuple[int, ...],
+        mask: Tensor | None,
+        samples: int,
+        salt: int,
+        like: Tensor,
+    ) -> Tensor:
+        """A fixed random output; where ``mask`` says so, another one."""
+        generator = torch.Generator().manual_seed(
+            hash((self.seed, self.order.index(site.name), salt)) % 2**31
+        )
+        base = torch.randn(shape, generator=generator) + 0.3
+        if mask is None:
+            return base.to(like.device, like.dtype).expand(samples, *shape[1:]).clone()
+        other = torch.randn(shape, generator=generator) * 1.5 + 0.3
+        dims = [1] * len(shape)
+        dims[site.dim] = shape[site.dim]
+        chosen = mask.view(samples, *dims[1:])
+        return torch.where(chosen, other, base).to(like.device, like.dtype)
+
+    def _chunks(self, samples: int) -> list[range]:
+        size = max(2, int(_BYTES // max(1, self.network.table.activations.peak_bytes())))
+        return [range(start, min(start + size, samples)) for start in range(0, samples, size)]
+
+    def _touched(self, masks: dict[str, Tensor], samples: int) -> dict[str, BoolArray]:
+        """Which samples touch which channels, over as many rounds of random values as show
+        something new.
+        """
+        total: dict[str, BoolArray] = {}
+        for round_ in range(_ROUNDS):
+            parts: dict[str, list[BoolArray]] = defaultdict(list)
+            for chunk in self._chunks(samples):
+                rows = {
+                    n: torch.cat(
+                        [torch.zeros(1, m.shape[1], dtype=torch.bool), m[chunk.start : chunk.stop]]
+                    )
+                    for n, m in masks.items()
+                }
+                for name, seen in self._pass(rows, len(chunk) + 1, round_).items():
+                    parts[name].append(seen[1:])
+            seen_now = {name: np.concatenate(rows) for name, rows in parts.items()}
+            if round_ and not any((seen & ~total[name]).any() for name, seen in seen_now.items()):
+                break
+            total = {name: seen | total[name] if total else seen for name, seen in seen_now.items()}
+        return total
+
+    def reach(self) -> dict[str, dict[str, BoolArray]]:
+        """For every producer the channels that it touches at all."""
+        count = len(self.order)
+        masks = {}
+        for index, name in enumerate(self.order):
+            masks[name] = torch.zeros(count, self.sites[name].out_channels, dtype=torch.bool)
+            masks[name][index] = True
+        touched = self._touched(masks, count)
+        result: dict[str, dict[str, BoolArray]] = {}
+        for index, name in enumerate(self.order):
+            result[name] = {
+                site: rows[index] for site, rows in touched.items() if rows[index].any()
+            }
+            if "" in result[name]:
+                self.blocked[name] = "its channels reach the network's output"
+        return result
+
+    def passes(self, reach: dict[str, dict[str, BoolArray]]) -> list[list[str]]:
+        """Producers in few sets, none of which has two that touch the same channel."""
+        sets: list[tuple[list[str], dict[str, BoolArray]]] = []
+        for name in self.order:
+            mine = {site: rows for site, rows in reach[name].items() if site}
+            free = (
+                s
+                for s in sets
+                if not any((s[1][k] & v).any() for k, v in mine.items() if k in s[1])
+            )
+            chosen = next(free, None)
+            if chosen is None:
+                chosen = ([], {})
+                sets.append(chosen)
+            members, taken = chosen
+            members.append(name)
+            for site, rows in mine.items():
+                taken[site] = taken[site] | rows if site in taken else rows
+        self._reach = reach
+        return [members for members, _ in sets]
+
+    def decode(self, producers: list[str]) -> None:
+        """Read off the source of every channel that ``producers`` touch."""
+        bits = max(self.sites[name].out_channels for name in producers).bit_length()
+        masks = {}
+        for name in producers:
+            code = torch.arange(1, self.sites[name].out_channels + 1)
+            rows = torch.stack([(code >> bit) & 1 for bit in range(bits)]).bool()
+            masks[name] = torch.cat([rows, ~rows])
+        touched = self._touched(masks, 2 * bits)
+        for name in producers:
+            for site, reached in self._reach[name].items():
+                if not site:
+                    continue
+                ones, zeros = touched[site][:bits] & reached, touched[site][bits:] & reached
+                clear = (ones ^ zeros).all(axis=0) & reached
+                sources = (ones * (1 << np.arange(bits))[:, None]).sum(axis=0) - 1
+                valid = clear & (sources >= 0) & (sources < self.sites[name].out_channels)
+                if (reached & ~valid).any():
+                    self.blocked.setdefault(
+                        name, f"its channels are mixed before they reach {site!r}"
+                    )
+                for channel in np.flatnonzero(valid):
+                    self.edges.append((name, int(sources[channel]), site, int(channel)))
+
+
+def _differs(x: Tensor, dim: int) -> BoolArray:
+    """(samples, channels): whether a sample differs from sample 0 anywhere in that channel."""
+    x = x.movedim(dim, 1).flatten(2) if x.dim() > 2 else x.reshape(x.shape[0], -1, 1)
+    reference = x[:1]
+    scale = reference.abs().amax(dim=2).clamp_min(1e-3)
+    difference = (x - reference).abs().amax(dim=2)
+    result: BoolArray = (difference > _TOLERANCE * scale).cpu().numpy()
+    return result

@@ -1,0 +1,159 @@
+"""What a search works on: a network, its space, data, budget and evaluator, from a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.config import Config
+from amc.cost.budget import Budget
+from amc.errors import UserError
+from amc.evaluate.data import Dataset, Splits, data_folder, find_file, load_dataset, split
+from amc.evaluate.evaluator import Evaluator
+from amc.evaluate.inference import ImageSet
+from amc.network.layers import evaluating, example_input
+from amc.network.models import BUILTIN, build_model, load_weights
+from amc.network.trace import Network
+from amc.progress import Report, silent
+from amc.registry import lookup
+from amc.spaces.base import CompressionSpace
+from amc.train import train
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything that a search works on. What the user gave is not modified."""
+
+    config: Config
+    dataset: Dataset
+    splits: Splits
+    network: Network
+    space: CompressionSpace
+    budget: Budget
+
+    @classmethod
+    def build(
+        cls,
+        config: Config,
+        model: nn.Module | None = None,
+        dataset: Dataset | None = None,
+        report: Report = silent,
+        base: Path | None = None,
+    ) -> Problem:
+        """Load, train or take the network; trace, probe and verify it; refuse what cannot work.
+
+        Args:
+            config: of the run.
+            model: the user's own network instead of ``config.model``.
+            dataset: the user's own data instead of ``config.dataset``.
+            report: of progress.
+            base: a file with the base network's weights, instead of where the config says.
+
+        Raises:
+            UserError: something does not exist, does not fit, or leaves nothing to decide.
+        """
+        folder = data_folder(config.data_dir)
+        if dataset is None:
+            dataset = load_dataset(_named(config.dataset, "dataset"), folder, config.image_size)
+        heldout = find_file(config.heldout, folder) if config.heldout else None
+        evaluate = config.evaluate
+        splits = split(dataset, evaluate.images, evaluate.calibration_images, config.seed, heldout)
+        name = config.model or type(model).__name__
+        train_first = False
+        if model is None:
+            model = _build(config, dataset)
+            base = base or weights_file(config)
+            train_first = base is None and config.weights is None and _needs_training(config)
+        if base is not None:
+            load_weights(model, base)
+        network = Network.of(model, dataset.input_shape, name)
+        _check_classes(network, dataset)
+        space = _space(config, network, dataset, splits, report)
+        original = space.cost({})
+        budget = config.budget.of(original)
+        budget.check_reachable(space.cost(space.smallest), original)
+        if train_first:
+            assert config.train is not None
+            train(network.model, dataset, splits.train, config.train, config.seed, report)
+        return cls(config, dataset, splits, network, space, budget)
+
+    def evaluator(self, precision: str | None = None) -> Evaluator:
+        """Measures strategies on the held-out images."""
+        images = ImageSet.of(self.dataset, self.dataset.train, self.splits.heldout)
+        reward = lookup("reward", self.config.reward)
+        chosen: Any = precision or self.config.evaluate.precision
+        return Evaluator(self.space, images, self.budget, reward, chosen)
+
+
+def weights_file(config: Config) -> Path | None:
+    """Where the config says the weights are; None where they come from no file."""
+    if config.weights in (None, "DEFAULT"):
+        return None
+    assert config.weights is not None
+    return find_file(config.weights, data_folder(config.weights_dir, "AMC_WEIGHTS_DIR"))
+
+
+def _needs_training(config: Config) -> bool:
+    """Whether a network without weights is trained first; a user's own function may give a trained
+    one.
+    """
+    if config.train is not None:
+        return True
+    name = str(config.model)
+    if name in BUILTIN or name.startswith("torchvision:"):
+        raise UserError(
+            f"model {name!r} has no weights: name a file as weights, or add a train section"
+        )
+    return False
+
+
+def _named(value: str | None, key: str) -> str:
+    if value is None:
+        raise UserError(f"the config names no {key}")
+    return value
+
+
+def _build(config: Config, dataset: Dataset) -> nn.Module:
+    name = _named(config.model, "model")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return build_model(
+            name, dataset.classes, dataset.input_shape[0], config.weights == "DEFAULT"
+        )
+
+
+def _check_classes(network: Network, dataset: Dataset) -> None:
+    with evaluating(network.model):
+        output = network.model(example_input(network.model, network.input_shape))
+    if (
+        not isinstance(output, torch.Tensor)
+        or output.dim() != 2
+        or output.shape[1] < dataset.classes
+    ):
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(
+            f"{network.name!r} gives {shape} for an image, but {dataset.name!r} has "
+            f"{dataset.classes} classes: "
+            f"(1, {dataset.classes}) was expected"
+        )
+
+
+def _space(
+    config: Config, network: Network, dataset: Dataset, splits: Splits, report: Report
+) -> CompressionSpace:
+    space_class = lookup("space", config.space["name"])
+    options = {key: value for key, value in config.space.items() if key != "name"}
+    calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
+    space: CompressionSpace = space_class(network, options, calibration)
+    space.report = report
+    if not space.decisions:
+        reasons = "; ".join(f"{layer}: {why}" for layer, why in list(space.left_alone.items())[:3])
+        raise UserError(
+            f"there is nothing to decide in {network.name!r} with the space "
+            f"{config.space['name']!r} ({reasons})"
+        )
+    return space
