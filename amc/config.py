@@ -60,7 +60,7 @@ class EvaluateConfig(Section):
     )
     precision: Precision = Field(
         "auto",
-        description="auto, fp32 or bf16; auto takes bf16 where it is faster and agrees with fp32",
+        description="auto, fp32 or bf16; auto: bf16 where the processor has units and it agrees",
     )
 
 
