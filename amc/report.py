@@ -39,7 +39,7 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
         running,
         color="#1a202c",
         linewidth=1.2,
-        label="best so far",
+        label="best accuracy so far",
     )
     for line in lines:
         if line["phase"] == "uniform":

@@ -29,15 +29,27 @@ from amc.spaces.base import Strategy
 from amc.spaces.channel import ChannelSpace
 
 HERE = Path(__file__).parent
-REPAIRS = ("none", "independent", "sequential, own targets", "sequential")
+REPAIRS = (
+    "none",
+    "independent",
+    "sequential, own targets",
+    "sequential",
+    "sequential, 5000 images",
+)
 
 
 def space_with(problem: Problem, repair: str) -> ChannelSpace:
-    """The problem's space with another repair; "own targets" is sequential repair that does not
-    look at residual sums.
+    """The problem's space with another repair.
+
+    "own targets" is sequential repair that does not look at residual sums; "5000 images" has five
+    times the calibration images.
     """
     options = {**problem.space.options.model_dump(), "repair": repair.split(",", maxsplit=1)[0]}
-    space = ChannelSpace(problem.network, options, problem.space.calibration)
+    calibration = problem.space.calibration
+    if repair.endswith("images"):
+        rest = np.random.default_rng(1).permutation(problem.splits.train)[:5000]
+        calibration = ImageSet.of(problem.dataset, problem.dataset.train, rest).normalised
+    space = ChannelSpace(problem.network, options, calibration)
     if repair.endswith("own targets"):
         space._targets.sums.clear()
     return space
