@@ -46,5 +46,5 @@ def test_repair_on_real_images(resnet20: Problem) -> None:
         outcome = problem.evaluator()(space.uniform_within(resnet20.budget))
         assert outcome.feasible
         accuracies[repair] = outcome.score.accuracy
-    assert accuracies["sequential"] > 0.8 > accuracies["none"]
+    assert accuracies["sequential"] > 0.7 > accuracies["none"] + 0.3
     assert accuracies["sequential"] > accuracies["independent"] + 0.02 > accuracies["none"] + 0.1
