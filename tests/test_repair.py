@@ -192,3 +192,19 @@ def test_gram_matrix_is_the_second_moment() -> None:
     gram = GramMatrices(network, images, Sampler(150))["1"]
     rows = np.concatenate([images.flatten(1).numpy(), np.ones((150, 1))], axis=1)
     assert np.allclose(gram.numpy(), rows.T @ rows / 150, atol=1e-5)
+
+
+@pytest.mark.parametrize("repair", ["independent", "sequential"])
+def test_repair_of_inputs_that_hardly_vary(repair: str) -> None:
+    """Large means and tiny variances, which a product before centring loses to rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 3)
+    )
+    with torch.no_grad():
+        model[0].weight *= 1e-5
+        model[0].bias.fill_(30.0)
+    space = calibrated(repair, model, (3, 8, 8))
+    repaired = space.apply({"0": 5})
+    assert all(torch.isfinite(value).all() for value in repaired.state_dict().values())
+    assert error(space, {"0": 5}) < 1.5

@@ -168,9 +168,9 @@ class GramMatrices:
 
         def add(name: str) -> object:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                rows = self.sampler.inputs(name, module, inputs[0], first)
+                rows = self.sampler.inputs(name, module, inputs[0], first).double()
                 rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-                gram = (rows.T @ rows).double() / len(rows)
+                gram = rows.T @ rows / len(rows)
                 weight = len(inputs[0]) / len(self.images)
                 self._matrices[name] = self._matrices.get(name, torch.zeros(())) + weight * gram
 

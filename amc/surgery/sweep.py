@@ -29,7 +29,6 @@ from amc.surgery.reconstruct import (
     RIDGE,
     Sampler,
     can_shift,
-    centred,
     flat_weight,
     is_mixer,
     move_bias,
@@ -226,15 +225,14 @@ class SequentialRepair(_Sweep):
         bias = getattr(item.module, "bias", None)
         residual = wanted - rows @ weight.T.to(rows.dtype) - (0 if bias is None else bias.detach())
         shiftable = can_shift(item.module, item.norm)
-        count = len(rows)
-        gram, right = (rows.T @ rows).double() / count, (rows.T @ residual).double() / count
-        mean, offset = rows.mean(0).double(), residual.mean(0).double()
-        if shiftable:
-            gram, right = centred(gram, mean), right - mean[:, None] * offset[None]
+        mean, offset = rows.mean(0), residual.mean(0)
+        if shiftable:  # centred before the product: afterwards a small variance would be lost
+            rows, residual = rows - mean, residual - offset
+        gram, right = rows.T @ rows / len(rows), rows.T @ residual / len(rows)
         change = ridge_solve(gram, right, self.ridge).T
         set_flat_weight(item.module, weight + change)
         if shiftable:
-            move_bias(item.module, item.norm, offset - change @ mean)
+            move_bias(item.module, item.norm, offset.double() - change @ mean.double())
 
     def _target(self, item: _Open, other: Tensor | None) -> Tensor:
         """What the mixer itself should give, rows (images * positions, out)."""
