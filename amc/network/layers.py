@@ -172,6 +172,16 @@ def is_channelwise(module: nn.Module) -> bool:
     )
 
 
+def is_mixer(module: nn.Module) -> bool:
+    """Whether a layer mixes all its input channels: a linear layer or an ungrouped convolution."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What tells the memory of two tensors apart; views and in-place results share it."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def output_shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a layer's output for an input of that shape, without computing it."""
     if isinstance(module, nn.Linear):

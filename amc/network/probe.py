@@ -2,12 +2,10 @@
 inputs of which others change.
 
 Every layer that mixes channels gets a fixed random output while it is probed, so what flows between
-two such layers is
-only what keeps channels apart: activations, pooling, sums, concatenation, shuffles, padding, gates,
-flatten. BatchNorm and its kind pass their input through (a dead channel must not hide). A grouped
-convolution keeps its
-groups apart: the inputs and outputs of one group live or die together. No symbolic tracing: any
-``nn.Module`` works.
+two such layers is only what keeps channels apart: activations, pooling, sums, concatenation,
+shuffles, padding, gates, flatten. BatchNorm and its kind pass their input through (a dead channel
+must not hide). A grouped convolution keeps its groups apart: the inputs and outputs of one group
+live or die together. No symbolic tracing: any ``nn.Module`` works.
 
 1. reach: one sample a producer, all its channels perturbed -> which consumer channels it touches at
    all.
@@ -20,7 +18,7 @@ groups apart: the inputs and outputs of one group live or die together. No symbo
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,19 +31,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from amc.errors import UserError, first_line
-from amc.network.layers import LinkedModule, evaluating, example_input, is_channelwise, output_shape
+from amc.network.layers import (
+    LinkedModule,
+    evaluating,
+    example_input,
+    is_channelwise,
+    is_mixer,
+    output_shape,
+)
 from amc.network.trace import Network
 
 BoolArray = NDArray[np.bool_]
 
-
 _ROUNDS = 8  # at most; it stops when a round with new random values has shown nothing new
-
-
 _BYTES = 512 * 2**20  # of activations in one pass
-
-
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-4  # of a channel's largest value: smaller differences are rounding
 
 
 @dataclass
@@ -65,9 +65,7 @@ class Site:
 
     @property
     def mixes(self) -> bool:
-        if isinstance(self.module, nn.Conv2d):
-            return self.module.groups == 1
-        return isinstance(self.module, nn.Linear)
+        return is_mixer(self.module)
 
     def links(self) -> list[tuple[int, int]]:
         """Pairs (input channel, output channel) inside the layer that live or die together."""
@@ -79,9 +77,8 @@ class Site:
         return self.module.channel_links() if isinstance(self.module, LinkedModule) else []
 
 
-_Perturbed = dict[
-    str, Tensor
-]  # producer -> (samples, channels), which channels are perturbed in which sample
+_Perturbed = dict[str, Tensor]
+"""producer -> (samples, channels): which channels are perturbed in which sample."""
 
 
 class Probe:
@@ -152,7 +149,7 @@ class Probe:
         (samples, channels) touched.
         """
         touched: dict[str, BoolArray] = {}
-        shapes: dict[str, list[int]] = defaultdict(list)
+        calls: Counter[str] = Counter()
 
         def handler(site: Site, x: Tensor) -> Tensor:
             if len(x) != samples:
@@ -162,13 +159,13 @@ class Probe:
             if site.channelwise:
                 return x.clone()  # an in-place activation may follow
             shape = output_shape(site.module, (1, *x.shape[1:]))
-            shapes[site.name].append(1)
+            calls[site.name] += 1
             return self._random(
                 site,
                 shape,
                 perturbed.get(site.name),
                 samples,
-                round_ * 64 + len(shapes[site.name]),
+                round_ * 64 + calls[site.name],
                 x,
             )
 

@@ -20,6 +20,7 @@ from amc.network.layers import (
     evaluating,
     example_input,
     is_channelwise,
+    storage_key,
 )
 
 
@@ -70,7 +71,8 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], name: str = "network")
     image = example_input(model, input_shape)
     try:
         with evaluating(model), recorder:
-            recorder.finish(recorder.start(image), model(image))
+            recorder.add(image)
+            recorder.finish(model(image))
     except UserError:
         raise
     except Exception as error:
@@ -100,46 +102,43 @@ class _Recorder(TorchDispatchMode):
     step: int = 0
     specs: list[LayerSpec] = field(default_factory=list)
     buffers: dict[int, _Buffer] = field(default_factory=dict)
-    _kept: list[Tensor] = field(
-        default_factory=list
-    )  # a freed storage's address would be used again
+    # a freed storage's address would be used again
+    _kept: list[Tensor] = field(default_factory=list)
     _outputs: dict[int, str] = field(default_factory=dict)  # storage -> the layer that made it
     _folds: list[tuple[str, str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        self._weights = {_storage(tensor) for tensor in tensors}
+        self._weights = {storage_key(tensor) for tensor in tensors}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.step += 1
         for tensor in tree_iter((args, kwargs)):
-            if isinstance(tensor, Tensor) and _storage(tensor) in self.buffers:
-                buffer = self.buffers[_storage(tensor)]
+            if isinstance(tensor, Tensor) and storage_key(tensor) in self.buffers:
+                buffer = self.buffers[storage_key(tensor)]
                 buffer.dies = self.step
                 buffer.readers += 1
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
-                self._add(tensor)
+                self.add(tensor)
         return result
 
-    def _add(self, tensor: Tensor) -> None:
-        key = _storage(tensor)
+    def add(self, tensor: Tensor) -> None:
+        """Note a buffer that is seen for the first time."""
+        key = storage_key(tensor)
         if key not in self._weights and key not in self.buffers and tensor.numel():
             element = 4 if tensor.is_floating_point() else tensor.element_size()
             size = tensor.untyped_storage().nbytes() // tensor.element_size() * element
             self.buffers[key] = _Buffer(size, self.step, self.step)
             self._kept.append(tensor)
 
-    def start(self, image: Tensor) -> Tensor:
-        self._add(image)
-        return image
-
-    def finish(self, _image: Tensor, output: Any) -> None:
+    def finish(self, output: Any) -> None:
+        """The outputs live to the end."""
         for tensor in tree_iter(output):
-            if isinstance(tensor, Tensor) and _storage(tensor) in self.buffers:
-                self.buffers[_storage(tensor)].dies = self.step
+            if isinstance(tensor, Tensor) and storage_key(tensor) in self.buffers:
+                self.buffers[storage_key(tensor)].dies = self.step
 
     def kind_of(self, module: nn.Module) -> Kind | None:
         if isinstance(module, nn.Conv2d):
@@ -166,10 +165,10 @@ class _Recorder(TorchDispatchMode):
             assert kind is not None
             source = inputs[0]
             self.specs.append(_spec(own, kind, module, source, output, calls > 0, self.step))
-            if kind == "channelwise" and _storage(source) in self._outputs:
-                self._folds.append((self._outputs[_storage(source)], own, _storage(source)))
+            if kind == "channelwise" and storage_key(source) in self._outputs:
+                self._folds.append((self._outputs[storage_key(source)], own, storage_key(source)))
             elif kind in ("conv", "linear"):
-                self._outputs[_storage(output)] = own
+                self._outputs[storage_key(output)] = own
 
         return record
 
@@ -194,10 +193,6 @@ class _Recorder(TorchDispatchMode):
         return LayerTable(tuple(self.specs), Activations(*numbers), folds)
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
 def _size(tensor: Tensor, kind: Kind) -> tuple[int, int]:
     """Height and width; for a linear layer the number of positions it is applied to (1, or the
     length of a sequence).
@@ -217,45 +212,20 @@ def _spec(
     shared: bool,
     step: int,
 ) -> LayerSpec:
-    sizes: Any = {"input_size": _size(source, kind), "output_size": _size(output, kind)}
+    facts: Any = {
+        "input_size": _size(source, kind),
+        "output_size": _size(output, kind),
+        "shared": shared,
+        "step": step,
+    }
     if isinstance(module, nn.Conv2d):
-        kernel, stride = (
-            (module.kernel_size[0], module.kernel_size[1]),
-            (module.stride[0], module.stride[1]),
-        )
-        return LayerSpec(
-            name,
-            kind,
-            module.in_channels,
-            module.out_channels,
-            kernel,
-            stride,
-            module.groups,
-            per_channel_params=int(module.bias is not None),
-            shared=shared,
-            step=step,
-            **sizes,
-        )
+        facts["kernel"] = (module.kernel_size[0], module.kernel_size[1])
+        facts["stride"] = (module.stride[0], module.stride[1])
+        facts |= {"groups": module.groups, "per_channel_params": int(module.bias is not None)}
+        return LayerSpec(name, kind, module.in_channels, module.out_channels, **facts)
     if isinstance(module, nn.Linear):
-        return LayerSpec(
-            name,
-            kind,
-            module.in_features,
-            module.out_features,
-            per_channel_params=int(module.bias is not None),
-            shared=shared,
-            step=step,
-            **sizes,
-        )
+        facts["per_channel_params"] = int(module.bias is not None)
+        return LayerSpec(name, kind, module.in_features, module.out_features, **facts)
     channels = source.shape[1]
     count = sum(p.numel() for p in module.parameters(recurse=False))
-    return LayerSpec(
-        name,
-        kind,
-        channels,
-        channels,
-        per_channel_params=count // channels,
-        shared=shared,
-        step=step,
-        **sizes,
-    )
+    return LayerSpec(name, kind, channels, channels, per_channel_params=count // channels, **facts)

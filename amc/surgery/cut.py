@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.network.groups import ChannelGroup, Side
-from amc.network.layers import LinkedModule, is_channelwise
+from amc.network.layers import LinkedModule, is_channelwise, is_mixer
 
 Cuts = dict[str, dict[Side, list[int]]]
 """layer -> {"in": removed input channels, "out": removed output channels}, ascending."""
@@ -60,9 +60,8 @@ def masking(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> I
     try:
         for name, sides in cuts.items():
             module = modules[name]
-            if isinstance(module, nn.Linear) or (
-                isinstance(module, nn.Conv2d) and module.groups == 1
-            ):
+            if is_mixer(module):
+                assert isinstance(module, (nn.Conv2d, nn.Linear))
                 before.append((module.weight, module.weight.detach().clone()))
                 with torch.no_grad():
                     module.weight[:, sides.get("in", [])] = 0

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.network.groups import Side
-from amc.network.layers import evaluating, output_shape
+from amc.network.layers import evaluating, is_mixer, output_shape
 from amc.network.trace import Network
 from amc.surgery.cut import kept
 
@@ -29,11 +29,6 @@ POSITIONS = 10  # sampled positions an image and layer (AMC's reference)
 ROWS = 10_000  # at least so many rows a layer: fewer images give more positions each
 RIDGE = 1e-4  # of the mean diagonal of the Gram matrix
 _BATCH = 100
-
-
-def is_mixer(module: nn.Module) -> bool:
-    """Whether a layer mixes all its input channels, so that it can be repaired."""
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def flat_weight(module: nn.Module) -> Tensor:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from amc.network.groups import Side
-from amc.network.layers import evaluating, output_shape
+from amc.network.layers import evaluating, is_mixer, output_shape, storage_key
 from amc.network.trace import Network
 from amc.surgery.cut import kept
 from amc.surgery.reconstruct import (
@@ -30,7 +30,6 @@ from amc.surgery.reconstruct import (
     Sampler,
     can_shift,
     flat_weight,
-    is_mixer,
     move_bias,
     ridge_solve,
     set_flat_weight,
@@ -82,11 +81,11 @@ class _Sweep(TorchDispatchMode):
                 and len(tensors) == 2
                 and tensors[0].shape == tensors[1].shape
                 and (kwargs or {}).get("alpha", 1) == 1
-                and _key(tensors[0]) != _key(tensors[1])
+                and storage_key(tensors[0]) != storage_key(tensors[1])
             )
             if is_sum:
                 one, two = tensors
-                branch, other = (one, two) if _key(one) in self.open else (two, one)
+                branch, other = (one, two) if storage_key(one) in self.open else (two, one)
                 self._read(other, None)
                 self._read(branch, other)
             else:
@@ -95,9 +94,9 @@ class _Sweep(TorchDispatchMode):
 
     def _read(self, values: Any, other: Tensor | None) -> None:
         for tensor in tree_iter(values):
-            if isinstance(tensor, Tensor) and _key(tensor) in self.open:
+            if isinstance(tensor, Tensor) and storage_key(tensor) in self.open:
                 with self._quiet():
-                    self.close(self.open.pop(_key(tensor)), other)
+                    self.close(self.open.pop(storage_key(tensor)), other)
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -117,17 +116,17 @@ class _Sweep(TorchDispatchMode):
                 with self._quiet():
                     output = _empty_output(module, x)
                 if name in self.norms:
-                    waiting[_key(output)] = (name, module, x)
+                    waiting[storage_key(output)] = (name, module, x)
                 else:
-                    self.open[_key(output)] = _Open(name, module, None, x, output)
+                    self.open[storage_key(output)] = _Open(name, module, None, x, output)
                 return output
 
             return forward
 
         def norm_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
-                name, module, source = waiting.pop(_key(x))
-                self.open[_key(x)] = _Open(name, module, norm, source, x)
+                name, module, source = waiting.pop(storage_key(x))
+                self.open[storage_key(x)] = _Open(name, module, norm, source, x)
                 return x
 
             return forward
@@ -162,10 +161,6 @@ def _empty_output(module: nn.Module, x: Tensor) -> Tensor:
     shape = output_shape(module, x.shape)
     layout = torch.channels_last if len(shape) == 4 and x.dim() == 4 else torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-
-
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 class Targets(_Sweep):
