@@ -186,8 +186,15 @@ def _closing(result: Any, as_json: bool) -> None:
         err.print(f"left alone: {layer}: {why}", highlight=False, soft_wrap=True)
     if warning := run.provenance["warning"]:
         err.print(f"warning: {warning}", highlight=False, soft_wrap=True)
-    _print(table, {"run": str(run.path), **best}, as_json)
+    profile = run.profile()
+    summary = {"run": str(run.path), **best, "episode_profile": profile}
+    _print(table, summary, as_json)
+    if note := run.provenance["precision_note"]:
+        err.print(f"precision: {note}", highlight=False, soft_wrap=True)
     if not as_json:
+        total = sum(profile.values())
+        parts = ", ".join(f"{part} {value / total:.0%}" for part, value in profile.items())
+        out.print(f"an episode took {total:.2f} s: {parts}", highlight=False, soft_wrap=True)
         out.print(
             f"run: [bold]{run.path}[/] (search.png shows the search)",
             highlight=False,

@@ -62,6 +62,13 @@ class EvaluateConfig(Section):
         "auto",
         description="auto, fp32 or bf16; auto: bf16 where the processor has units and it agrees",
     )
+    racing: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="stop measuring a strategy once it is worse than the best so far with this "
+        "confidence (0.99, say); none: measure all on all images",
+    )
 
 
 class TrainConfig(Section):

@@ -28,7 +28,7 @@ from torch import nn
 from amc.cost.cost import cost_of
 from amc.errors import UserError, unknown
 from amc.evaluate.data import Dataset
-from amc.evaluate.inference import ImageSet, batch_size, logits, prepared, score
+from amc.evaluate.inference import ImageSet, logits, prepared, score
 from amc.network.layers import evaluating, example_input
 from amc.network.models import build_model, load_weights
 from amc.network.trace import trace
@@ -240,8 +240,8 @@ def _accuracy(problem: Problem, model: nn.Module, test: bool) -> float:
     dataset = problem.dataset
     source = dataset.test if test else dataset.train
     indices = np.arange(len(source.labels)) if test else problem.splits.heldout
-    size = batch_size(problem.network.table.activations.peak_bytes())
-    fast = prepared(model, problem.network.table.folds, bf16=False)
+    size = problem.network.table.activations.batch_size()
+    fast = prepared(model, problem.network, bf16=False)
     total = 0.0
     for start in range(0, len(indices), 5000):  # a folder of images need not fit into memory
         images = ImageSet.of(dataset, source, indices[start : start + 5000])

@@ -86,7 +86,8 @@ class Problem:
         images = ImageSet.of(self.dataset, self.dataset.train, self.splits.heldout)
         reward = lookup("reward", self.config.reward)
         chosen: Any = precision or self.config.evaluate.precision
-        return Evaluator(self.space, images, self.budget, reward, chosen)
+        racing = self.config.evaluate.racing
+        return Evaluator(self.space, images, self.budget, reward, chosen, racing)
 
 
 def weights_file(config: Config) -> Path | None:

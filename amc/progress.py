@@ -1,11 +1,14 @@
-"""How anything long reports its progress: one callable ``report(what, done, total)``, shown as a
-bar with the time left.
+"""How anything long reports its progress, and where its time goes.
+
+- `Report`  one callable ``report(what, done, total)``, shown as a bar with the time left
+- `Clock`   seconds by part
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +25,40 @@ Report = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and the total. Ends where both are equal."""
 
 _LOG_SECONDS = 10.0
+
+
+class Clock:
+    """How many seconds go into which part. Inside ``with clock("repair"):`` time counts for that
+    part only, not for the part around it.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._parts: list[str] = []
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        self._count()
+        self._parts.append(part)
+        try:
+            yield
+        finally:
+            self._count()
+            self._parts.pop()
+
+    def take(self) -> dict[str, float]:
+        """part -> seconds since the last call."""
+        self._count()
+        taken, self._seconds = self._seconds, {}
+        return taken
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        if self._parts:
+            part = self._parts[-1]
+            self._seconds[part] = self._seconds.get(part, 0.0) + now - self._since
+        self._since = now
 
 
 def silent(what: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from amc.evaluate.evaluator import Outcome
 from amc.run import write_bytes
 
 matplotlib.use("Agg")
@@ -32,7 +33,7 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
                 [100 * line["search_accuracy"] for line in chosen],
             )
             top.plot(x, y, ".", color=color, label=label, markersize=4)
-    walked = [line for line in lines if line["feasible"]]
+    walked = [line for line in lines if Outcome.from_line(line).can_be_best]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
     top.plot(
         [line["episode"] for line in walked],

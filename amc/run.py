@@ -221,13 +221,21 @@ class Run:
         write_bytes(self.path / "layers.csv", text.getvalue().encode())
 
     def write_best(self, baseline: Score, original: Cost) -> dict[str, Any]:
-        """best.json: the feasible episode with the highest reward, the earliest of equals."""
-        feasible = [line for line in self.lines() if line["feasible"]]
-        best = dict(max(feasible, key=lambda line: line["reward"]))
+        """best.json: of the episodes within the budget that were measured on all images, the one
+        with the highest reward, the earliest of equals.
+        """
+        candidates = [line for line in self.lines() if Outcome.from_line(line).can_be_best]
+        best = dict(max(candidates, key=lambda line: line["reward"]))
         best["baseline"] = {"search_accuracy": baseline.accuracy, **original.as_dict()}
         best["cost_ratios"] = Outcome.from_line(best).cost.ratios(original)
         write_json(self.path / "best.json", best)
         return best
+
+    def profile(self) -> dict[str, float]:
+        """Mean seconds an episode spends in each part: apply, repair, evaluate, agent."""
+        lines = [line["profile"] for line in self.lines() if line.get("profile")]
+        parts = dict.fromkeys(part for line in lines for part in line)
+        return {part: sum(line.get(part, 0.0) for line in lines) / len(lines) for part in parts}
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch.save hides a full disk behind an error of its own

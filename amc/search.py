@@ -167,7 +167,8 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
         what = f"searching | best {100 * best['search_accuracy']:.2f}%" if best else "searching"
         report(what, agent.episodes_done, agent.options.episodes)
 
-    agent.run(after_episode)
+    with evaluator.clock("agent"):
+        agent.run(after_episode)
     best = run.write_best(evaluator.baseline, evaluator.original)
     plot_search(run.lines(), best, run.path / "search.png")
     return SearchResult(run, problem, best)
@@ -197,7 +198,9 @@ class _Recorder:
         self.number += 1
 
     def _consider(self, line: Mapping[str, Any]) -> None:
-        if line["feasible"] and (self.best is None or line["reward"] > self.best["reward"]):
+        if Outcome.from_line(line).can_be_best and (
+            self.best is None or line["reward"] > self.best["reward"]
+        ):
             self.best = dict(line)
 
 

@@ -92,7 +92,7 @@ def test_cifar10_missing_says_what_to_put_where(
 )
 def test_preparing_for_inference_changes_nothing(name: str) -> None:
     network = zoo_network(name)
-    fast = prepared(network.model, network.table.folds, bf16=False)
+    fast = prepared(network.model, network, bf16=False)
     image = example_input(network.model, network.input_shape, batch=2)
     with torch.no_grad():
         got, expected = fast(image), network.model(image)

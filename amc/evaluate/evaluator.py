@@ -5,9 +5,12 @@ never measured twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
@@ -16,12 +19,13 @@ from amc.evaluate.inference import (
     AGREEMENT,
     ImageSet,
     Precision,
-    batch_size,
     has_bf16_units,
     logits,
+    per_image,
     prepared,
     score,
 )
+from amc.evaluate.racing import blocks, estimate, is_hopeless, mean_score
 from amc.evaluate.rewards import Reward, Score
 from amc.spaces.base import CompressionSpace, Strategy
 
@@ -37,6 +41,13 @@ class Outcome:
     reward: float
     feasible: bool
     seconds: float
+    profile: Mapping[str, float] = field(default_factory=dict)  # part -> seconds
+    stopped_after: int | None = None  # images, where racing stopped it: the score is an estimate
+
+    @property
+    def can_be_best(self) -> bool:
+        """Whether it keeps the budget and was measured on all images."""
+        return self.feasible and self.stopped_after is None
 
     def as_line(self) -> dict[str, Any]:
         """The fields of an episode line in the journal."""
@@ -50,6 +61,8 @@ class Outcome:
             "reward": self.reward,
             "feasible": self.feasible,
             "seconds": self.seconds,
+            "profile": dict(self.profile),
+            "stopped_after": self.stopped_after,
         }
 
     @classmethod
@@ -63,11 +76,23 @@ class Outcome:
             line["reward"],
             line["feasible"],
             line["seconds"],
+            line.get("profile", {}),  # runs of version 0.1 have neither
+            line.get("stopped_after"),
         )
 
 
 class Evaluator:
-    """Measures strategies of one space on one set of images, against one budget."""
+    """Measures strategies of one space on one set of images, against one budget.
+
+    Args:
+        space: whose strategies are measured.
+        images: to measure on.
+        budget: what they must keep.
+        reward: of a score and a cost.
+        precision: auto, fp32 or bf16.
+        racing: the confidence with which a strategy must be worse than the best one so far for its
+            measurement to be stopped (`amc.evaluate.racing`); None measures all on all images.
+    """
 
     def __init__(
         self,
@@ -76,22 +101,29 @@ class Evaluator:
         budget: Budget,
         reward: Reward,
         precision: Precision = "auto",
+        racing: float | None = None,
     ) -> None:
+        if racing is not None:  # blocks must be alike, whatever order the images are in
+            shuffled = torch.Generator().manual_seed(0)
+            images = images[torch.randperm(len(images.labels), generator=shuffled)]
         self.space, self.images, self.budget, self.reward = space, images, budget, reward
+        self.racing = racing
         self.original = space.cost({})
-        self._size = batch_size(space.network.table.activations.peak_bytes())
+        self.clock = space.clock
+        self._size = space.network.table.activations.batch_size()
         self._outcomes: dict[tuple[int, ...], Outcome] = {}
+        self._leader: Outcome | None = None
+        self._leader_values: Tensor | None = None  # per image
         self.precision_note = ""
         self._bf16 = self._choose(precision)
 
     def _choose(self, precision: Precision) -> bool:
         """Measure the untouched network; take bf16 only where it agrees with fp32."""
-        model, folds = self.space.network.model, self.space.network.table.folds
-        self._reference = logits(prepared(model, folds, False), self.images, self._size, False)
+        self._reference = self._untouched(self.images, False)
         self.baseline = score(self._reference, self.images.labels)
         if precision == "fp32" or (precision == "auto" and not has_bf16_units()):
             return False
-        outputs = logits(prepared(model, folds, True), self.images, self._size, True)
+        outputs = self._untouched(self.images, True)
         difference = abs(score(outputs, self.images.labels).accuracy - self.baseline.accuracy)
         if difference <= AGREEMENT:
             return True
@@ -101,13 +133,13 @@ class Evaluator:
         self.precision_note = f"{why}: using fp32"
         return False
 
+    def _untouched(self, images: ImageSet, bf16: bool) -> Tensor:
+        network = self.space.network
+        return logits(prepared(network.model, network, bf16), images, self._size, bf16)
+
     def untouched(self, images: ImageSet) -> Score:
         """The score of the original network on other images."""
-        network = self.space.network
-        return score(
-            logits(prepared(network.model, network.table.folds, False), images, self._size, False),
-            images.labels,
-        )
+        return score(self._untouched(images, False), images.labels)
 
     @property
     def precision(self) -> str:
@@ -116,6 +148,8 @@ class Evaluator:
     def remember(self, outcome: Outcome) -> None:
         """Take over an outcome that was measured before (a resumed run)."""
         self._outcomes[tuple(outcome.strategy.values())] = outcome
+        if outcome.can_be_best and (self._leader is None or outcome.reward > self._leader.reward):
+            self._leader, self._leader_values = outcome, None
 
     def __call__(self, strategy: Strategy) -> Outcome:
         """Measure a strategy; one that was measured before is not measured again."""
@@ -123,9 +157,15 @@ class Evaluator:
         full = self.space.complete(strategy)
         known = self._outcomes.get(tuple(full.values()))
         if known is not None:
-            return known
+            seconds = time.perf_counter() - start
+            return replace(known, seconds=seconds, profile=self.clock.take())
         cost = self.space.cost(full)
-        measured = self.measure(full)
+        values = self._measure(full, cost)
+        measured, stopped = mean_score(values), None
+        if len(values) < len(self.images.labels):
+            assert self._leader is not None and self._leader_values is not None
+            stopped = len(values)
+            measured = estimate(values, self._leader_values[:stopped], self._leader.score)
         ratios = tuple(
             self.space.encode(decision, full[decision.name]) for decision in self.space.decisions
         )
@@ -134,16 +174,42 @@ class Evaluator:
             ratios,
             measured,
             cost,
-            self.reward(measured, cost, self.original, self.budget),
+            self._reward(cost)(measured),
             self.budget.allows(cost),
             time.perf_counter() - start,
+            self.clock.take(),
+            stopped,
         )
         self.remember(outcome)
+        if self._leader is outcome:
+            self._leader_values = values
         return outcome
 
-    def measure(self, strategy: Strategy) -> Score:
-        """The score of a strategy on the images, without the cache."""
-        model = prepared(self.space.apply(strategy), self.space.network.table.folds, self._bf16)
-        return score(
-            logits(model, self.images, self._size, self._bf16), self.images.labels, self._reference
-        )
+    def _reward(self, cost: Cost) -> Callable[[Score], float]:
+        return lambda score: self.reward(score, cost, self.original, self.budget)
+
+    def _measure(self, strategy: Strategy, cost: Cost, whole: bool = False) -> Tensor:
+        """Of each image what `per_image` gives, (n, 3): of all images, or of as many as it took to
+        see that the strategy is worse than the leader.
+        """
+        with self.clock("apply"):
+            smaller = self.space.apply(strategy)
+            model = prepared(smaller, self.space.network, self._bf16)
+        leader = None if whole or self.racing is None else self._leader
+        if leader is not None and self._leader_values is None:  # a resumed run
+            self._leader_values = self._measure(leader.strategy, leader.cost, whole=True)
+        values = torch.zeros(0, 3, dtype=torch.float64)
+        count = len(self.images.labels)
+        with self.clock("evaluate"):
+            for block in blocks(count) if leader else [slice(0, count)]:
+                images = self.images[block]
+                outputs = logits(model, images, self._size, self._bf16)
+                more = per_image(outputs, images.labels, self._reference[block])
+                values = torch.cat([values, more])
+                if leader is None or self._leader_values is None or len(values) == count:
+                    continue
+                rewards = self._reward(cost), self._reward(leader.cost)
+                theirs = self._leader_values[: len(values)]
+                if is_hopeless(values, theirs, *rewards, count, self.racing or 1.0):
+                    break
+        return values

@@ -1,7 +1,8 @@
 """Run a network over many images as fast as this machine allows, without changing what it computes.
 
-BatchNorms are folded into the layers they follow, memory is channels-last, and bf16 is used where
-the processor has units for it and the accuracy of the untouched network agrees with fp32.
+BatchNorms are folded into the layers they follow, activations and sums are computed inside the
+convolutions before them, memory is channels-last, and bf16 is used where the processor has units
+for it and the accuracy of the untouched network agrees with fp32.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from amc.evaluate.data import Dataset, Images
+from amc.evaluate.fusion import fused
 from amc.evaluate.rewards import Score
-from amc.network.layers import IntArray, evaluating
+from amc.network.layers import IntArray, evaluating, example_input
+from amc.network.trace import Network
 
 Precision = Literal["auto", "fp32", "bf16"]
 AGREEMENT = 0.002  # the accuracy by which bf16 may differ from fp32
@@ -35,6 +38,9 @@ class ImageSet:
     @classmethod
     def of(cls, dataset: Dataset, images: Images, indices: IntArray) -> ImageSet:
         return cls(dataset, images.fetch(indices), torch.from_numpy(images.labels[indices]))
+
+    def __getitem__(self, chosen: slice | Tensor) -> ImageSet:
+        return ImageSet(self.dataset, self.pixels[chosen], self.labels[chosen])
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Normalised float32 batches (size, C, H, W)."""
@@ -54,11 +60,18 @@ def has_bf16_units() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def prepared(model: nn.Module, folds: tuple[tuple[str, str], ...], bf16: bool) -> nn.Module:
-    """A copy for inference only: BatchNorms folded away, channels last, and bf16 if asked."""
+def prepared(model: nn.Module, network: Network, bf16: bool) -> nn.Module:
+    """A copy for inference only: BatchNorms folded away, convolutions fused with what follows them,
+    channels last, and bf16 if asked.
+
+    Args:
+        model: ``network``'s own module, or what a strategy has made of it.
+        network: the untouched network.
+        bf16: whether to compute in bf16.
+    """
     fast = copy.deepcopy(model).eval()
     modules = dict(fast.named_modules())
-    for layer, norm in folds:
+    for layer, norm in network.table.folds:
         first, second = modules.get(layer), modules.get(norm)
         if not isinstance(second, nn.modules.batchnorm._BatchNorm):
             continue
@@ -69,21 +82,15 @@ def prepared(model: nn.Module, folds: tuple[tuple[str, str], ...], bf16: bool) -
         else:
             continue
         _replace(fast, norm, nn.Identity())
-    if bf16:
-        fast = fast.to(torch.bfloat16)
-    return fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    example = example_input(fast, network.input_shape, batch=2)
+    fast = fused(fast, example.contiguous(memory_format=torch.channels_last))
+    return fast.to(torch.bfloat16) if bf16 else fast
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, module)
-
-
-def batch_size(activation_bytes: int) -> int:
-    """How many images at once: about 100 MB of activations (measured: larger batches leave the
-    cache).
-    """
-    return int(min(250, max(8, 100e6 // max(1, activation_bytes))))
 
 
 def logits(
@@ -105,12 +112,19 @@ def logits(
     return torch.cat(outputs)
 
 
-def score(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) -> Score:
-    """Accuracy, cross-entropy, and KL from the original network's outputs (0 without them)."""
-    correct = (outputs.argmax(1) == labels).double().mean()
-    entropy = F.cross_entropy(outputs.double(), labels)
-    divergence = torch.zeros(())
+def per_image(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) -> Tensor:
+    """Correct (0 or 1), cross-entropy, and KL from the original network's outputs (0 without them),
+    of each image: float64 (n, 3).
+    """
+    ours = outputs.double().log_softmax(1)
+    divergence = torch.zeros(len(labels), dtype=torch.float64)
     if reference is not None:
-        ours, theirs = outputs.double().log_softmax(1), reference.double().log_softmax(1)
-        divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-    return Score(float(correct), float(entropy), float(divergence))
+        theirs = reference.double().log_softmax(1)
+        divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+    correct = (outputs.argmax(1) == labels).double()
+    return torch.stack([correct, F.nll_loss(ours, labels, reduction="none"), divergence], dim=1)
+
+
+def score(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) -> Score:
+    """The means of `per_image`."""
+    return Score(*per_image(outputs, labels, reference).mean(0).tolist())

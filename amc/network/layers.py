@@ -105,6 +105,12 @@ class Activations:
         np.add.at(change, self.dies + 1, -self.bytes)
         return int(np.cumsum(change).max())
 
+    def batch_size(self) -> int:
+        """How many images at once: about 100 MB of activations (measured: larger batches leave the
+        cache).
+        """
+        return int(min(100, max(4, 100e6 // max(1, self.peak_bytes()))))
+
 
 @dataclass(frozen=True, eq=False)
 class LayerTable:

@@ -25,7 +25,7 @@ from amc.cost.budget import Budget
 from amc.cost.cost import Cost, cost_of
 from amc.network.layers import Activations, LayerSpec, LayerTable
 from amc.network.trace import Network
-from amc.progress import Report, silent
+from amc.progress import Clock, Report, silent
 
 Strategy = Mapping[str, int]
 """Decision name -> choice. A decision that is missing is untouched."""
@@ -84,6 +84,7 @@ class CompressionSpace(ABC):
         self.options = self.Options(**(options or {}))
         self.calibration = calibration
         self.report: Report = silent
+        self.clock = Clock()  # a space that repairs does so inside ``with self.clock("repair")``
         self.left_alone: dict[str, str] = {}  # layer -> why it is not decided
 
     @cached_property

@@ -67,10 +67,10 @@ class ChannelSpace(CompressionSpace):
         options: Mapping[str, Any] | None = None,
         calibration: Tensor | None = None,
     ) -> None:
-        if calibration is not None:  # one sweep holds the activations of all of them
-            peak = network.table.activations.peak_bytes()
-            calibration = calibration[: max(64, CALIBRATION_BYTES // peak)]
         super().__init__(network, options, calibration)
+        if calibration is not None and self.options.repair == "sequential":
+            peak = network.table.activations.peak_bytes()
+            self.calibration = calibration[: max(64, CALIBRATION_BYTES // peak)]
         self._criterion: Criterion = lookup("criterion", self.options.criterion)
         if calibration is None and (
             self.options.repair != "none" or self.options.criterion != "l1"
@@ -162,17 +162,21 @@ class ChannelSpace(CompressionSpace):
     def apply(self, strategy: Strategy) -> nn.Module:
         cuts = self.cuts(strategy)
         smaller = cut(self.network.model, cuts)
-        if not cuts or self.options.repair == "none":
-            pass
-        elif self.options.repair == "independent":
+        if cuts:
+            with self.clock("repair"):
+                self._repair(smaller, cuts)
+        return smaller.eval()
+
+    def _repair(self, smaller: nn.Module, cuts: Cuts) -> None:
+        if self.options.repair == "independent":
             assert self._grams is not None
             repair_independent(smaller, self.network, cuts, self._grams)
-        else:
+        elif self.options.repair == "sequential":
             assert self.calibration is not None
             SequentialRepair(smaller, self._targets, cuts).run(self.calibration)
-        if cuts and self.options.reestimate_batchnorm and self.calibration is not None:
-            reestimate_batchnorm(smaller, self.calibration)
-        return smaller.eval()
+        if self.options.reestimate_batchnorm and self.calibration is not None:
+            size = self.network.table.activations.batch_size()
+            reestimate_batchnorm(smaller, self.calibration, size)
 
     @cached_property
     def _sampler(self) -> Sampler:

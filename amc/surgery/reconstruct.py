@@ -13,6 +13,7 @@ The ridge pulls towards the weights as they were cut, never towards zero.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 
@@ -28,7 +29,6 @@ from amc.surgery.cut import kept
 POSITIONS = 10  # sampled positions an image and layer (AMC's reference)
 ROWS = 10_000  # at least so many rows a layer: fewer images give more positions each
 RIDGE = 1e-4  # of the mean diagonal of the Gram matrix
-_BATCH = 100
 
 
 def flat_weight(module: nn.Module) -> Tensor:
@@ -83,6 +83,8 @@ class Sampler:
         self.images, self.seed = images, seed
         self.positions = positions or max(POSITIONS, ROWS // images)
         self._drawn: dict[tuple[str, int], Tensor] = {}
+        # 4 bytes a row and kernel position: less than the rows themselves, whatever their number
+        self._patches: dict[tuple[str, tuple[int, ...], int], tuple[Tensor, Tensor]] = {}
 
     def at(self, layer: str, spots: int) -> Tensor:
         """Indices (images, positions) into the ``spots`` output positions of a layer."""
@@ -116,31 +118,43 @@ class Sampler:
         if isinstance(module, nn.Linear):
             return self.outputs(layer, module, x, first)
         assert isinstance(module, nn.Conv2d)
-        spots, width = self._grid(layer, module, x, first)
-        pads = module._reversed_padding_repeated_twice  # left, right, top, bottom
+        grid = output_shape(module, tuple(x.shape))[2:]
+        pads = module._reversed_padding_repeated_twice
+        corner = (-pads[2], -pads[0])  # of the first patch: top, left
         if module.padding_mode != "zeros":
-            x, pads = F.pad(x, pads, mode=module.padding_mode), [0, 0, 0, 0]
-        pixels = x.permute(0, 2, 3, 1)
-        row, column = (
-            (spots // width) * module.stride[0] - pads[2],
-            (spots % width) * module.stride[1] - pads[0],
-        )
-        image = torch.arange(len(x))[:, None]
-        patches = []
-        for i in range(module.kernel_size[0]):
-            for j in range(module.kernel_size[1]):
-                y, z = row + i * module.dilation[0], column + j * module.dilation[1]
-                inside = (y >= 0) & (y < pixels.shape[1]) & (z >= 0) & (z < pixels.shape[2])
-                patch = pixels[
-                    image, y.clamp(0, pixels.shape[1] - 1), z.clamp(0, pixels.shape[2] - 1)
-                ]
-                patches.append(patch * inside[..., None])
-        return torch.stack(patches, dim=2).flatten(2).flatten(0, 1)
+            x, corner = F.pad(x, pads, mode=module.padding_mode), (0, 0)
+        key = (layer, (len(x), *x.shape[2:]), first)
+        if key not in self._patches:
+            self._patches[key] = self._find_patches(layer, module, x.shape, grid, corner, first)
+        pixels, outside = self._patches[key]
+        patches = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, pixels)
+        patches.index_fill_(0, outside, 0.0)
+        return patches.view(-1, patches.shape[1] * math.prod(module.kernel_size))
 
-    def _grid(self, layer: str, module: nn.Module, x: Tensor, first: int) -> tuple[Tensor, int]:
-        """The sampled output positions of a batch, and the width of the output."""
-        height, width = output_shape(module, tuple(x.shape))[2:]
-        return self.at(layer, height * width)[first : first + len(x)], width
+    def _find_patches(
+        self,
+        layer: str,
+        conv: nn.Conv2d,
+        shape: tuple[int, ...],
+        grid: tuple[int, ...],
+        corner: tuple[int, int],
+        first: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The pixels of a batch, counted over all its images, that the sampled outputs read (rows *
+        kernel positions,); and which of these numbers stand for padding.
+        """
+        images, _, height, width = shape
+        spots = self.at(layer, math.prod(grid))[first : first + images, :, None, None]
+        down, across = (
+            torch.arange(size) * step
+            for size, step in zip(conv.kernel_size, conv.dilation, strict=True)
+        )
+        y = spots // grid[1] * conv.stride[0] + corner[0] + down[:, None]
+        z = spots % grid[1] * conv.stride[1] + corner[1] + across
+        outside = (y < 0) | (y >= height) | (z < 0) | (z >= width)
+        image = torch.arange(images)[:, None, None, None]
+        pixels = (image * height + y.clamp(0, height - 1)) * width + z.clamp(0, width - 1)
+        return pixels.flatten().int(), outside.flatten().nonzero().flatten()
 
 
 class GramMatrices:
@@ -175,8 +189,9 @@ class GramMatrices:
         handles = [module.register_forward_pre_hook(add(name)) for name, module in modules]
         try:
             with evaluating(self.network.model):
-                for first in range(0, len(self.images), _BATCH):
-                    self.network.model(self.images[first : first + _BATCH])
+                size = self.network.table.activations.batch_size()
+                for first in range(0, len(self.images), size):
+                    self.network.model(self.images[first : first + size])
         finally:
             for handle in handles:
                 handle.remove()
@@ -242,8 +257,10 @@ def repair_independent(
             move_bias(module, norm, lost @ mean[gone_columns] - change @ mean[stay_columns])
 
 
-def reestimate_batchnorm(model: nn.Module, images: Tensor) -> None:
-    """Replace the running statistics of every BatchNorm by the mean over ``images``, in place."""
+def reestimate_batchnorm(model: nn.Module, images: Tensor, size: int) -> None:
+    """Replace the running statistics of every BatchNorm by the mean over ``images``, in place,
+    ``size`` images at a time.
+    """
     norms = [
         m
         for m in model.modules()
@@ -255,7 +272,7 @@ def reestimate_batchnorm(model: nn.Module, images: Tensor) -> None:
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
-        for batch in images.split(_BATCH * 5):
+        for batch in images.split(size):
             model(batch)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum

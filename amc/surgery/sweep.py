@@ -10,9 +10,12 @@ any network by watching the additions). Otherwise the target is the layer's own 
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,6 +38,21 @@ from amc.surgery.reconstruct import (
     set_flat_weight,
 )
 
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let the process keep the memory of freed activations for the next ones.
+
+    glibc gives large blocks back at once and gets each anew from the kernel, page by page: a third
+    of a sweep's time. Other C libraries have no ``mallopt``.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
@@ -46,7 +64,7 @@ class _Open:
     module: nn.Module
     norm: nn.Module | None
     source: Tensor
-    output: Tensor  # to be filled
+    output: Tensor  # nothing was written to it yet, and nothing has read it
 
 
 class _Sweep(TorchDispatchMode):
@@ -69,6 +87,7 @@ class _Sweep(TorchDispatchMode):
         raise NotImplementedError
 
     def run(self, images: Tensor) -> None:
+        _keep_freed_memory()
         with self._installed(), evaluating(self.model), self:
             output = self.model(images.contiguous(memory_format=torch.channels_last))
             self._read(output, None)
@@ -168,9 +187,7 @@ class Targets(_Sweep):
     positions, out), and of sums likewise.
     """
 
-    def __init__(
-        self, network: Network, images: Tensor, sampler: Sampler, batch: int = 100
-    ) -> None:
+    def __init__(self, network: Network, images: Tensor, sampler: Sampler) -> None:
         calls = [spec.name.split("@")[0] for spec in network.table]
         shared = frozenset(name for name in calls if calls.count(name) > 1)
         super().__init__(network.model, dict(network.table.folds), shared)
@@ -178,14 +195,15 @@ class Targets(_Sweep):
         self.outputs: dict[str, list[Tensor]] = {}
         self.sums: dict[str, list[Tensor]] = {}
         self._first = 0
-        for self._first in range(0, len(images), batch):
-            self.run(images[self._first : self._first + batch])
+        size = network.table.activations.batch_size()
+        for self._first in range(0, len(images), size):
+            self.run(images[self._first : self._first + size])
 
     def close(self, item: _Open, other: Tensor | None) -> None:
         convolved: Tensor = type(item.module).forward(item.module, item.source)
         rows = self.sampler.outputs(item.layer, item.module, convolved, self._first)
         self.outputs.setdefault(item.layer, []).append(rows)
-        item.output.copy_(compute(item))
+        item.output.set_(compute(item))  # type: ignore[call-overload]
         if other is not None:
             rows = self.sampler.outputs(item.layer, item.module, item.output + other, self._first)
             self.sums.setdefault(item.layer, []).append(rows)
@@ -211,23 +229,27 @@ class SequentialRepair(_Sweep):
         self._changed = self._changed or bool(self.cuts.get(item.layer, {}).get("in"))
         if self._changed:
             self._solve(item, other)
-        item.output.copy_(compute(item))
+        item.output.set_(compute(item))  # type: ignore[call-overload]
 
     def _solve(self, item: _Open, other: Tensor | None) -> None:
         rows = self.targets.sampler.inputs(item.layer, item.module, item.source)
         wanted = self._target(item, other)
         weight = flat_weight(item.module)
         bias = getattr(item.module, "bias", None)
-        residual = wanted - rows @ weight.T.to(rows.dtype) - (0 if bias is None else bias.detach())
+        if bias is not None:
+            wanted = wanted - bias.detach()
         shiftable = can_shift(item.module, item.norm)
-        mean, offset = rows.mean(0), residual.mean(0)
+        mean, offset = rows.mean(0), wanted.mean(0)
         if shiftable:  # centred before the product: afterwards a small variance would be lost
-            rows, residual = rows - mean, residual - offset
-        gram, right = rows.T @ rows / len(rows), rows.T @ residual / len(rows)
+            rows, wanted = rows.sub_(mean), wanted - offset
+        gram = (rows.T @ rows).double() / len(rows)
+        # what the weights as they are now leave of the target, without computing their output
+        right = (rows.T @ wanted).double() / len(rows) - gram @ weight.T
         change = ridge_solve(gram, right, self.ridge).T
         set_flat_weight(item.module, weight + change)
         if shiftable:
-            move_bias(item.module, item.norm, offset.double() - change @ mean.double())
+            shift = offset.double() - (weight + change) @ mean.double()
+            move_bias(item.module, item.norm, shift)
 
     def _target(self, item: _Open, other: Tensor | None) -> Tensor:
         """What the mixer itself should give, rows (images * positions, out)."""
