@@ -88,7 +88,10 @@ class DDPGAgent(DDPG):
             gradient_steps=-1,
             replay_buffer_class=EpisodeReplayBuffer,
             replay_buffer_kwargs={"seed": seed, "baseline_decay": self.options.baseline_decay},
-            policy_kwargs={"net_arch": [self.options.hidden] * 2},
+            policy_kwargs={
+                "net_arch": [self.options.hidden] * 2,
+                "optimizer_kwargs": {"fused": True},  # one kernel an update
+            },
             seed=seed,
             device="cpu",
         )
