@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from zoo import zoo_network
+from zoo import config_of, zoo_network
 
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
 from amc.errors import UserError
-from amc.evaluate import rewards
+from amc.evaluate import evaluator, rewards
 from amc.evaluate.data import Dataset, load_dataset, split
 from amc.evaluate.inference import ImageSet, has_bf16_units, logits, prepared, score
 from amc.evaluate.rewards import Score
+from amc.network.builtin import CifarResNet
 from amc.network.layers import example_input
+from amc.problem import Problem
+from amc.progress import Clock
 
 
 def test_splits_do_not_overlap_and_are_seeded(digits: Dataset) -> None:
@@ -120,6 +124,36 @@ def test_score() -> None:
     )
     assert score(outputs.flip(1), labels, outputs).kl > 1
     assert isinstance(has_bf16_units(), bool)
+
+
+def test_bf16_is_used_only_where_it_agrees(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With units for bf16, auto measures the untouched network in both precisions."""
+    model = CifarResNet(1, num_classes=3, in_channels=1, width=4)
+    problem = Problem.build(config_of(), model, digits)
+    assert problem.evaluator("fp32").precision == "fp32"
+    monkeypatch.setattr(evaluator, "has_bf16_units", lambda: True)
+    monkeypatch.setattr(evaluator, "AGREEMENT", 1.0)
+    agreeing = problem.evaluator("auto")
+    assert agreeing.precision == "bf16" and not agreeing.precision_note
+    assert 0 <= agreeing(problem.space.uniform(0.5)).score.accuracy <= 1
+    monkeypatch.setattr(evaluator, "AGREEMENT", -1.0)
+    refused = problem.evaluator("auto")
+    assert refused.precision == "fp32" and "using fp32" in refused.precision_note
+    with pytest.raises(UserError, match="differs from fp32"):
+        problem.evaluator("bf16")
+
+
+def test_a_clock_counts_inner_parts_apart() -> None:
+    clock = Clock()
+    with clock("outer"):
+        time.sleep(0.02)
+        with clock("inner"):
+            time.sleep(0.03)
+    seconds = clock.take()
+    assert 0.02 <= seconds["outer"] < 0.03 <= seconds["inner"]
+    assert clock.take() == {}
 
 
 def test_rewards_are_the_papers() -> None:

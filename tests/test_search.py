@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from zoo import Mine, config_of
 
-from amc.config import Config, parse_config
+from amc.config import parse_config
 from amc.errors import UserError
 from amc.evaluate.data import Dataset
 from amc.export import evaluate, export, load
@@ -34,28 +35,6 @@ TINY = [
     "agent.warmup_episodes=4",
 ]
 PRESET = "digits_resnet8_channel_macs50"
-
-
-class Mine(nn.Module):
-    """A user's own network, which nobody has registered."""
-
-    def __init__(self, classes: int = 3) -> None:
-        super().__init__()
-        self.a, self.norm = nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
-        self.b = nn.Conv2d(12, 16, 3, padding=1)
-        self.head = nn.Linear(16, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.b(torch.relu(self.norm(self.a(x))))).mean((2, 3)))
-
-
-def config_of(*overrides: str) -> Config:
-    base = {
-        "budget": {"ratio": 0.5},
-        "evaluate": {"images": 100, "calibration_images": 60, "precision": "fp32"},
-        "agent": {"name": "ddpg", "episodes": 10, "warmup_episodes": 4},
-    }
-    return parse_config(base, overrides)
 
 
 def journal(path: Path) -> list[dict[str, Any]]:
@@ -144,10 +123,14 @@ def test_nothing_is_measured_twice(digits: Dataset) -> None:
     assert again == replace(first, seconds=again.seconds, profile=again.profile)
 
 
-def test_law_3_resumed_after_any_episode_is_as_straight(digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [[], ["evaluate.images=300", "evaluate.racing=0.6"]])
+def test_law_3_resumed_after_any_episode_is_as_straight(
+    digits: Dataset, tmp_path: Path, overrides: list[str]
+) -> None:
     torch.manual_seed(0)
-    model = Mine()
-    straight = search(config_of(), model=model, dataset=digits, out=tmp_path / "straight").run.path
+    model, config = Mine(), config_of(*overrides)
+    straight = search(config, model=model, dataset=digits, out=tmp_path / "straight").run.path
+    assert any(line["stopped_after"] for line in journal(straight)) == bool(overrides)
 
     class Stop(Exception):
         pass
@@ -160,13 +143,23 @@ def test_law_3_resumed_after_any_episode_is_as_straight(digits: Dataset, tmp_pat
                 raise Stop
 
         with pytest.raises(Stop):
-            search(
-                config_of(), model=model, dataset=digits, out=tmp_path / str(stop), report=stopping
-            )
+            search(config, model=model, dataset=digits, out=tmp_path / str(stop), report=stopping)
         path = next((tmp_path / str(stop)).glob("*/s*"))
         assert len(journal(path)) == 1 + stop
         resume(path, model=Mine(), dataset=digits)
         assert journal(path) == journal(straight), count
+
+
+def test_the_journal_says_where_the_time_went(digits: Dataset, tmp_path: Path) -> None:
+    run = search(config_of(), model=Mine(), dataset=digits, out=tmp_path).run
+    lines = run.lines()
+    assert {"agent", "apply", "repair", "evaluate"} == set(lines[-1]["profile"]) | {"repair"}
+    measured = [sum(line["profile"].values()) - line["profile"].get("agent", 0) for line in lines]
+    for line, seconds in zip(lines, measured, strict=True):
+        assert seconds <= line["seconds"] + 1e-3
+    profile = run.profile()
+    assert profile["repair"] > 0 and profile["evaluate"] > 0 and profile["agent"] > 0
+    assert sum(profile.values()) >= sum(measured) / len(lines)
 
 
 @pytest.mark.parametrize(

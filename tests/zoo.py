@@ -1,4 +1,4 @@
-"""The networks that many tests use."""
+"""The networks and the configuration that many tests use."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from amc.config import Config, parse_config
 from amc.network.builtin import CifarResNet, CifarVGG16, MobileNetV1
 from amc.network.torchvision_compat import torchvision
 from amc.network.trace import Network
@@ -62,3 +63,25 @@ def zoo_network(name: str) -> Network:
 def zoo_space(name: str) -> ChannelSpace:
     """The channel space of a zoo network, without repair."""
     return ChannelSpace(zoo_network(name), {"repair": "none", "min_ratio": 0.3})
+
+
+class Mine(nn.Module):
+    """A user's own network, which nobody has registered."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.b = nn.Conv2d(12, 16, 3, padding=1)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.b(torch.relu(self.norm(self.a(x))))).mean((2, 3)))
+
+
+def config_of(*overrides: str) -> Config:
+    base = {
+        "budget": {"ratio": 0.5},
+        "evaluate": {"images": 100, "calibration_images": 60, "precision": "fp32"},
+        "agent": {"name": "ddpg", "episodes": 10, "warmup_episodes": 4},
+    }
+    return parse_config(base, overrides)

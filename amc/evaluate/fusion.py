@@ -85,21 +85,21 @@ def _rewrite(graph: fx.GraphModule) -> None:
             continue
         if module.padding_mode != "zeros" or len(conv.args) != 1 or conv.kwargs:
             continue
-        last, other, activation = conv, None, "none"
-        if (reader := _only_reader(last)) is not None and (term := _term(reader, conv)) is not None:
-            last, other = reader, term
-        if (reader := _only_reader(last)) is not None and (name := _activation(reader, modules)):
-            last, activation = reader, name
-        if last is conv:
+        chain, arguments, activation = [conv], conv.args, "none"
+        if (reader := _only_reader(conv)) is not None and (term := _term(reader, conv)) is not None:
+            chain, arguments = [conv, reader], (*conv.args, term)
+        if (reader := _only_reader(chain[-1])) and (found := _activation(reader, modules)):
+            chain, activation = [*chain, reader], found
+        if len(chain) == 1:
             continue
         name = f"{conv.name}_fused"
         graph.add_module(name, FusedConv(module, activation))
-        with graph.graph.inserting_after(last):
-            arguments = conv.args if other is None else (*conv.args, other)
+        with graph.graph.inserting_after(chain[-1]):
             node = graph.graph.call_module(name, arguments)
-        last.replace_all_uses_with(node)
-        node.meta = last.meta
-        graph.graph.eliminate_dead_code()
+        node.meta = chain[-1].meta
+        chain[-1].replace_all_uses_with(node)
+        for replaced in reversed(chain):
+            graph.graph.erase_node(replaced)
     graph.recompile()
 
 

@@ -192,21 +192,27 @@ class Targets(_Sweep):
         shared = frozenset(name for name in calls if calls.count(name) > 1)
         super().__init__(network.model, dict(network.table.folds), shared)
         self.skip, self.sampler = shared, sampler
-        self.outputs: dict[str, list[Tensor]] = {}
-        self.sums: dict[str, list[Tensor]] = {}
+        self.outputs: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self._rows: dict[str, list[Tensor]] = {}
+        self._summed_rows: dict[str, list[Tensor]] = {}
         self._first = 0
         size = network.table.activations.batch_size()
         for self._first in range(0, len(images), size):
             self.run(images[self._first : self._first + size])
+        self.outputs = {layer: torch.cat(self._rows.pop(layer)) for layer in list(self._rows)}
+        self.sums = {
+            layer: torch.cat(self._summed_rows.pop(layer)) for layer in list(self._summed_rows)
+        }
 
     def close(self, item: _Open, other: Tensor | None) -> None:
         convolved: Tensor = type(item.module).forward(item.module, item.source)
         rows = self.sampler.outputs(item.layer, item.module, convolved, self._first)
-        self.outputs.setdefault(item.layer, []).append(rows)
+        self._rows.setdefault(item.layer, []).append(rows)
         item.output.set_(compute(item))  # type: ignore[call-overload]
         if other is not None:
             rows = self.sampler.outputs(item.layer, item.module, item.output + other, self._first)
-            self.sums.setdefault(item.layer, []).append(rows)
+            self._summed_rows.setdefault(item.layer, []).append(rows)
 
 
 class SequentialRepair(_Sweep):
@@ -254,14 +260,12 @@ class SequentialRepair(_Sweep):
     def _target(self, item: _Open, other: Tensor | None) -> Tensor:
         """What the mixer itself should give, rows (images * positions, out)."""
         sampler, layer = self.targets.sampler, item.layer
-        width = self.targets.outputs[layer][0].shape[1]
+        width = self.targets.outputs[layer].shape[1]
         stay = kept(width, self.cuts.get(layer, {}).get("out", []))
-        own = torch.cat(self.targets.outputs[layer])[:, stay]
+        own = self.targets.outputs[layer][:, stay]
         if other is None or layer not in self.targets.sums:
             return own
-        branch = torch.cat(self.targets.sums[layer])[:, stay] - sampler.outputs(
-            layer, item.module, other
-        )
+        branch = self.targets.sums[layer][:, stay] - sampler.outputs(layer, item.module, other)
         if item.norm is None:
             return branch
         norm = item.norm
