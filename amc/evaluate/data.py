@@ -110,7 +110,7 @@ class Dataset:
             raise UserError(
                 f"{name!r}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}"
             )
-        scaled = x_train[:10000].astype(np.float64) / 255
+        measured_mean, measured_std = _mean_and_std(x_train[:10000])
         height, width, channels = x_train.shape[1:]
         return cls(
             name,
@@ -118,14 +118,26 @@ class Dataset:
             ArrayImages(x_test, y_test),
             int(y_train.max()) + 1,
             (channels, height, width),
-            tuple(mean or scaled.mean((0, 1, 2)).tolist()),
-            tuple(std or np.maximum(scaled.std((0, 1, 2)), 1e-3).tolist()),
+            tuple(mean or measured_mean.tolist()),
+            tuple(std or np.maximum(measured_std, 1e-3).tolist()),
         )
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (n, C, H, W) -> float32, as the network expects it."""
         mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
+
+
+def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each channel, of pixels in [0, 1]; a few images at a time, for they may be large."""
+    total = squares = np.zeros(pixels.shape[-1])
+    for start in range(0, len(pixels), 100):
+        part = pixels[start : start + 100].astype(np.float64) / 255
+        total = total + part.sum((0, 1, 2))
+        squares = squares + (part**2).sum((0, 1, 2))
+    count = pixels[..., 0].size
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,63 @@
+"""What racing has cost: every strategy that a raced search stopped is measured on all images.
+
+    python experiments/speed/racing.py RUN
+
+Writes racing.csv beside this file: one row a stopped strategy.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from amc.evaluate.evaluator import Evaluator, Outcome
+from amc.progress import ConsoleReport
+from amc.registry import lookup
+from amc.search import open_problem
+
+HERE = Path(__file__).parent
+
+
+def main(path: str) -> None:
+    report = ConsoleReport(Console(stderr=True))
+    run, problem = open_problem(path, report=report)
+    images = problem.evaluator("fp32").images
+    reward = lookup("reward", problem.config.reward)
+    whole = Evaluator(problem.space, images, problem.budget, reward, "fp32")
+    best = run.best
+    stopped = [line for line in run.lines() if not Outcome.from_line(line).can_be_best]
+    rows = []
+    for number, line in enumerate(stopped):
+        measured = whole(line["strategy"])
+        rows.append(
+            {
+                "episode": line["episode"],
+                "stopped_after": line["stopped_after"],
+                "estimated_reward": line["reward"],
+                "reward": measured.reward,
+                "estimated_accuracy": line["search_accuracy"],
+                "accuracy": measured.score.accuracy,
+                "best_reward": best["reward"],
+            }
+        )
+        report("measuring what was stopped", number + 1, len(stopped))
+    table = pd.DataFrame(rows)
+    table.to_csv(HERE / "racing.csv", index=False)
+    leaders = [line for line in run.lines() if Outcome.from_line(line).can_be_best]
+    then = [
+        max(line["reward"] for line in leaders if line["episode"] < episode)
+        for episode in table["episode"]
+    ]
+    print(f"{len(table)} stopped, {len(leaders)} measured on all {len(images.labels)} images")
+    print(f"better than the leader when they were stopped: {(table['reward'] > then).sum()}")
+    print(f"better than the run's best: {(table['reward'] > best['reward']).sum()}")
+    print(
+        f"mean |estimate - reward|: {(table['estimated_reward'] - table['reward']).abs().mean():.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
