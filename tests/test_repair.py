@@ -70,8 +70,11 @@ def test_sampled_patches_are_what_the_convolution_sees(conv: nn.Conv2d) -> None:
     assert torch.allclose(got, sampler.outputs("layer", conv, conv(x)), atol=1e-5)
 
 
-def test_independent_repair_is_the_least_squares_solution() -> None:
-    """Repair from the Gram matrix equals lstsq on the raw patches in float64."""
+@pytest.mark.parametrize("repair", ["independent", "sequential"])
+def test_repair_is_the_least_squares_solution(repair: str) -> None:
+    """Repair from the Gram matrix equals lstsq on the raw patches in float64: sequentially too, as
+    nothing before the second layer has changed but the channels that are gone.
+    """
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.ReLU(),
@@ -79,7 +82,7 @@ def test_independent_repair_is_the_least_squares_solution() -> None:
         nn.Flatten(),
         nn.Linear(384, 4),
     )
-    space = calibrated("independent", model, (3, 8, 8))
+    space = calibrated(repair, model, (3, 8, 8))
     repaired = space.apply({"0": 5})
     keep = sorted(set(range(8)) - set(space.cuts({"0": 5})["2"]["in"]))
     assert space.calibration is not None

@@ -54,9 +54,8 @@ def main(path: str) -> None:
     print(f"{len(table)} stopped, {len(leaders)} measured on all {len(images.labels)} images")
     print(f"better than the leader when they were stopped: {(table['reward'] > then).sum()}")
     print(f"better than the run's best: {(table['reward'] > best['reward']).sum()}")
-    print(
-        f"mean |estimate - reward|: {(table['estimated_reward'] - table['reward']).abs().mean():.4f}"
-    )
+    error = (table["estimated_reward"] - table["reward"]).abs().mean()
+    print(f"mean |estimate - reward|: {error:.4f}")
 
 
 if __name__ == "__main__":

@@ -213,9 +213,7 @@ def limits(name: str) -> dict[str, Any]:
     evaluator(case.strategies()[0])
     profile = evaluator(strategy).profile
     macs = case.space.cost(strategy).macs * len(case.images.labels)
-    rates = {
-        str(kind).removeprefix("torch."): _rate(kind) for kind in (torch.float32, torch.bfloat16)
-    }
+    rates = {"fp32": _rate(torch.float32), "bf16": _rate(torch.bfloat16)}
     return {
         "gmacs": round(macs / 1e9, 1),
         **{f"gemm_{kind}_gmacs_s": round(rate / 1e9, 1) for kind, rate in rates.items()},
