@@ -179,7 +179,7 @@ class GramMatrices:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 rows = self.sampler.inputs(name, module, inputs[0], first).double()
                 rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-                gram = rows.T @ rows / len(rows)
+                gram = second_moments(rows) / len(rows)
                 weight = len(inputs[0]) / len(self.images)
                 self._matrices[name] = self._matrices.get(name, torch.zeros(())) + weight * gram
 
@@ -195,6 +195,13 @@ class GramMatrices:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def second_moments(rows: Tensor) -> Tensor:
+    """``rows.T @ rows``, which is symmetric: a quarter of the work is left out."""
+    a, b = rows.tensor_split(2, dim=1)
+    corner = a.T @ b
+    return torch.cat([torch.cat([a.T @ a, corner], 1), torch.cat([corner.T, b.T @ b], 1)])
 
 
 def ridge_solve(gram: Tensor, right: Tensor, ridge: float = RIDGE) -> Tensor:

@@ -35,6 +35,7 @@ from amc.surgery.reconstruct import (
     flat_weight,
     move_bias,
     ridge_solve,
+    second_moments,
     set_flat_weight,
 )
 
@@ -248,7 +249,7 @@ class SequentialRepair(_Sweep):
         mean, offset = rows.mean(0), wanted.mean(0)
         if shiftable:  # centred before the product: afterwards a small variance would be lost
             rows, wanted = rows.sub_(mean), wanted - offset
-        gram = (rows.T @ rows).double() / len(rows)
+        gram = second_moments(rows).double() / len(rows)
         # what the weights as they are now leave of the target, without computing their output
         right = (rows.T @ wanted).double() / len(rows) - gram @ weight.T
         change = ridge_solve(gram, right, self.ridge).T
@@ -275,7 +276,6 @@ class SequentialRepair(_Sweep):
         gamma = torch.ones_like(sigma) if norm.weight is None else norm.weight.detach()
         beta = torch.zeros_like(sigma) if norm.bias is None else norm.bias.detach()
         alive = gamma.abs() > 1e-3 * gamma.abs().max()
-        inverse = (branch - beta) * (
-            sigma / torch.where(alive, gamma, torch.ones_like(gamma))
-        ) + norm.running_mean
-        return torch.where(alive, inverse, own)
+        scale = sigma / torch.where(alive, gamma, torch.ones_like(gamma))
+        inverse = branch.mul_(scale).add_(norm.running_mean - beta * scale)
+        return inverse if alive.all() else torch.where(alive, inverse, own)
