@@ -20,7 +20,13 @@ from amc.network.trace import Network
 from amc.registry import lookup
 from amc.spaces.base import CompressionSpace, Decision, Options, Strategy
 from amc.surgery.cut import Cuts, cut, cuts_of
-from amc.surgery.reconstruct import GramMatrices, Sampler, reestimate_batchnorm, repair_independent
+from amc.surgery.reconstruct import (
+    RIDGE,
+    GramMatrices,
+    Sampler,
+    reestimate_batchnorm,
+    repair_independent,
+)
 from amc.surgery.sweep import SequentialRepair, Targets
 from amc.surgery.verify import VerifiedGroup, verify_groups
 
@@ -43,6 +49,12 @@ class ChannelOptions(Options):
         "sequential",
         description="least squares after the cut; sequential uses the inputs of the network as "
         "cut so far",
+    )
+    ridge: float = Field(
+        RIDGE,
+        ge=0,
+        description="how strongly repair pulls towards the weights as they were cut, as a part of "
+        "the mean diagonal of the Gram matrix",
     )
     reestimate_batchnorm: bool = Field(
         False, description="re-estimate BatchNorm statistics on the calibration images"
@@ -170,10 +182,10 @@ class ChannelSpace(CompressionSpace):
     def _repair(self, smaller: nn.Module, cuts: Cuts) -> None:
         if self.options.repair == "independent":
             assert self._grams is not None
-            repair_independent(smaller, self.network, cuts, self._grams)
+            repair_independent(smaller, self.network, cuts, self._grams, self.options.ridge)
         elif self.options.repair == "sequential":
             assert self.calibration is not None
-            SequentialRepair(smaller, self._targets, cuts).run(self.calibration)
+            SequentialRepair(smaller, self._targets, cuts, self.options.ridge).run(self.calibration)
         if self.options.reestimate_batchnorm and self.calibration is not None:
             size = self.network.table.activations.batch_size()
             reestimate_batchnorm(smaller, self.calibration, size)

@@ -231,6 +231,7 @@ def repair_independent(
     original: Network,
     cuts: Mapping[str, Mapping[Side, list[int]]],
     grams: GramMatrices,
+    ridge: float = RIDGE,
 ) -> None:
     """Repair every cut mixer of ``model`` in place, each as if no other was cut."""
     folds = dict(original.table.folds)
@@ -257,7 +258,7 @@ def repair_independent(
         gram = centred(gram[:-1, :-1], mean)
         lost = full[:, gone_columns]
         change = ridge_solve(
-            gram[stay_columns][:, stay_columns], gram[stay_columns][:, gone_columns] @ lost.T
+            gram[stay_columns][:, stay_columns], gram[stay_columns][:, gone_columns] @ lost.T, ridge
         ).T
         set_flat_weight(module, full[:, stay_columns] + change)
         if can_shift(module, norm):

@@ -1,8 +1,9 @@
-"""What racing has cost: every strategy that a raced search stopped is measured on all images.
+"""What racing has cost: the strategies that a raced search stopped are measured on all images.
 
-    python experiments/speed/racing.py RUN
+    python experiments/speed/racing.py RUN [COUNT]
 
-Writes racing.csv beside this file: one row a stopped strategy.
+Writes racing.csv beside this file, one row a strategy: those that looked best first, as many as
+COUNT (all without it).
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from amc.search import open_problem
 HERE = Path(__file__).parent
 
 
-def main(path: str) -> None:
+def main(path: str, count: int | None = None) -> None:
     report = ConsoleReport(Console(stderr=True))
     run, problem = open_problem(path, report=report)
     images = problem.evaluator("fp32").images
     reward = lookup("reward", problem.config.reward)
     whole = Evaluator(problem.space, images, problem.budget, reward, "fp32")
     best = run.best
-    stopped = [line for line in run.lines() if not Outcome.from_line(line).can_be_best]
+    lines = run.lines()
+    stopped = [line for line in lines if not Outcome.from_line(line).can_be_best]
+    stopped.sort(key=lambda line: -line["reward"])
+    total, stopped = len(stopped), stopped[:count]
     rows = []
     for number, line in enumerate(stopped):
         measured = whole(line["strategy"])
@@ -46,12 +50,13 @@ def main(path: str) -> None:
         report("measuring what was stopped", number + 1, len(stopped))
     table = pd.DataFrame(rows)
     table.to_csv(HERE / "racing.csv", index=False)
-    leaders = [line for line in run.lines() if Outcome.from_line(line).can_be_best]
+    leaders = [line for line in lines if Outcome.from_line(line).can_be_best]
     then = [
         max(line["reward"] for line in leaders if line["episode"] < episode)
         for episode in table["episode"]
     ]
-    print(f"{len(table)} stopped, {len(leaders)} measured on all {len(images.labels)} images")
+    print(f"{total} stopped, {len(leaders)} measured on all {len(images.labels)} images at once")
+    print(f"measured again: {len(table)}")
     print(f"better than the leader when they were stopped: {(table['reward'] > then).sum()}")
     print(f"better than the run's best: {(table['reward'] > best['reward']).sum()}")
     error = (table["estimated_reward"] - table["reward"]).abs().mean()
@@ -59,4 +64,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,8 +1,9 @@
 """Seconds an episode: the way of AMC's released code against ours, with the same strategies and the
 same independent repair, in one process, alternating.
 
-    AMC_DATA_DIR=... AMC_WEIGHTS_DIR=... python experiments/speed/run.py
+    AMC_DATA_DIR=... AMC_WEIGHTS_DIR=... python experiments/speed/run.py [CASE ...]
 
+CASE is a network and a number of images, as in `CASES`; all without one. Rows of other cases stay.
 Writes results.csv, limits.csv and speed.png beside this file, and prints the table.
 """
 
@@ -40,6 +41,7 @@ from amc.surgery.reconstruct import Sampler, reestimate_batchnorm, ridge_solve
 
 HERE = Path(__file__).parent
 ROWS = 30_000  # a layer
+RIDGE = 1e-8  # all but none, as in the reference
 CALIBRATION = 640  # random images for repair; CIFAR-10 has ten rows an image
 STRATEGIES = 3  # uniform at half the MACs, then random ones within half the MACs
 CASES = {
@@ -69,7 +71,8 @@ class Case:
             network, images, calibration = _cifar(model_name, count)
         else:
             network, images, calibration = _random_images(model_name, count)
-        space = ChannelSpace(network, {"coupled": False, "repair": "independent"}, calibration)
+        options = {"coupled": False, "repair": "independent", "ridge": RIDGE}
+        space = ChannelSpace(network, options, calibration)
         sampler = Sampler(len(calibration), positions=-(-ROWS // len(calibration)))
         space._sampler = sampler
         return cls(space, images, calibration, sampler, Budget.of("macs", space.cost({}), 0.5))
@@ -258,23 +261,30 @@ def plot(table: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) > 2:
-        part = {"both": both_ways, "ours": ours_only, "limits": limits}[sys.argv[1]]
-        print(json.dumps(part(sys.argv[2])), flush=True)
+    parts = {"both": both_ways, "ours": ours_only, "limits": limits}
+    if sys.argv[1:2] and sys.argv[1] in parts:
+        print(json.dumps(parts[sys.argv[1]](sys.argv[2])), flush=True)
         return
-    rows, bounds = [], []
-    for name, (model, count) in CASES.items():
-        row: dict[str, Any] = {"network": model.partition(":")[2], "images": count}
-        bound = dict(row)
-        for part in ("both", "ours"):
-            row.update(_child(part, name))
-        rows.append(row)
-        bounds.append({**bound, **_child("limits", name)})
-        pd.DataFrame(rows).to_csv(HERE / "results.csv", index=False)
-        pd.DataFrame(bounds).to_csv(HERE / "limits.csv", index=False)
-    print(pd.DataFrame(rows).to_string(index=False))
-    print(pd.DataFrame(bounds).to_string(index=False))
-    plot(pd.DataFrame(rows))
+    for name in sys.argv[1:] or CASES:
+        model, count = CASES[name]
+        facts = {"network": model.partition(":")[2], "images": count}
+        _keep("results.csv", {**facts, **_child("both", name), **_child("ours", name)})
+        _keep("limits.csv", {**facts, **_child("limits", name)})
+    for file in ("results.csv", "limits.csv"):
+        print(pd.read_csv(HERE / file).to_string(index=False))
+    plot(pd.read_csv(HERE / "results.csv"))
+
+
+def _keep(file: str, row: dict[str, Any]) -> None:
+    """Put a row into a table, in the place of the one of the same case."""
+    path = HERE / file
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(row))
+    same = (table["network"] == row["network"]) & (table["images"] == row["images"])
+    if same.any():
+        table.loc[same, list(row)] = list(row.values())
+    else:
+        table.loc[len(table)] = row
+    table.to_csv(path, index=False)
 
 
 def _child(part: str, name: str) -> dict[str, Any]:
