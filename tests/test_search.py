@@ -123,7 +123,9 @@ def test_nothing_is_measured_twice(digits: Dataset) -> None:
     assert again == replace(first, seconds=again.seconds, profile=again.profile)
 
 
-@pytest.mark.parametrize("overrides", [[], ["evaluate.images=300", "evaluate.racing=0.6"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["reward=kl", "evaluate.images=300", "evaluate.racing=0.5"]]
+)
 def test_law_3_resumed_after_any_episode_is_as_straight(
     digits: Dataset, tmp_path: Path, overrides: list[str]
 ) -> None:

@@ -47,9 +47,9 @@ def main(path: str, count: int | None = None) -> None:
                 "best_reward": best["reward"],
             }
         )
+        table = pd.DataFrame(rows)
+        table.to_csv(HERE / "racing.csv", index=False)
         report("measuring what was stopped", number + 1, len(stopped))
-    table = pd.DataFrame(rows)
-    table.to_csv(HERE / "racing.csv", index=False)
     leaders = [line for line in lines if Outcome.from_line(line).can_be_best]
     then = [
         max(line["reward"] for line in leaders if line["episode"] < episode)

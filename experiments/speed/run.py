@@ -253,6 +253,7 @@ def plot(table: pd.DataFrame) -> None:
     names = [f"{row.network}\n{row.images} images" for row in shown.itertuples()]
     left.set_xticks(places, names)
     left.set(ylabel="seconds an episode", title="The same strategies, both ways")
+    left.margins(y=0.25)
     right.set(xlabel="images", ylabel="seconds an episode", ylim=(0, None))
     right.set_title("ResNet-20: growth with the images")
     left.legend()
