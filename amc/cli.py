@@ -1,4 +1,4 @@
-"""The command line: ``amc ls | show | search | resume | evaluate | export | check``.
+"""The command line: ``amc ls | show | search | resume | evaluate | export | profile | check``.
 
 Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for
 Ctrl-C.
@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from amc import tables
 from amc.errors import UserError
 from amc.progress import ConsoleReport
 
@@ -36,8 +37,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the
 
 @app.command("ls")
 def list_names() -> None:
-    """Name what exists: presets, models, datasets, spaces, criteria, agents, rewards."""
+    """Name what exists: presets, models, datasets, spaces, criteria, agents, rewards, devices."""
     from amc.config import presets
+    from amc.cost.device import devices
     from amc.evaluate.data import DATASETS
     from amc.network.models import BUILTIN
     from amc.registry import KNOWN
@@ -50,6 +52,8 @@ def list_names() -> None:
         ("criteria", [*KNOWN["criterion"], "module:function"]),
         ("agents", [*KNOWN["agent"], "module:Class"]),
         ("rewards", [*sorted(KNOWN["reward"]), "module:function"]),
+        ("devices", [*devices(), "a file that `amc profile` wrote"]),
+        ("runtimes", [*KNOWN["runtime"], "module:Class"]),
     ]
     table = Table(show_header=False, box=None)
     for kind, names in rows:
@@ -88,7 +92,7 @@ def search(
         result = searching.search(config, out=to, name=name, report=report)
     except KeyboardInterrupt:
         report.close()
-        raise _Interrupted(to / name) from None
+        raise _Interrupted(_how_to_resume(to / name)) from None
     _closing(result, as_json)
 
 
@@ -102,7 +106,7 @@ def resume(run: Path, as_json: Json = False) -> None:
         result = searching.resume(run, report=report)
     except KeyboardInterrupt:
         report.close()
-        raise _Interrupted(run) from None
+        raise _Interrupted(_how_to_resume(run)) from None
     _closing(result, as_json)
 
 
@@ -116,11 +120,11 @@ def evaluate(
     from amc import export as exporting
 
     result = exporting.evaluate(path, test, ConsoleReport(err))
-    table = Table("", "baseline", "compressed")
+    table = tables.comparison()
     for key in ("search_accuracy", *(["test_accuracy"] if test else [])):
-        table.add_row(
-            key.replace("_", " "), _percent(result[f"baseline_{key}"]), _percent(result[key])
-        )
+        tables.add_accuracy(table, key.replace("_", " "), result[f"baseline_{key}"], result[key])
+    tables.add_costs(table, result["baseline"], result)
+    tables.add_measured(table, result["measured_latency_ms"])
     _print(table, result, as_json)
 
 
@@ -135,8 +139,74 @@ def export(
     from amc import export as exporting
 
     metrics = exporting.export(run, formats.split(","), report=ConsoleReport(err))
-    out.print(_metrics_table(metrics))
+    table = tables.comparison()
+    accuracies = metrics["baseline_test_accuracy"], metrics["test_accuracy"]
+    tables.add_accuracy(table, "test accuracy", *accuracies)
+    tables.add_costs(table, metrics["baseline"], metrics)
+    tables.add_measured(table, metrics["measured_latency_ms"])
+    out.print(table)
     out.print(f"exported to [bold]{run / 'export'}[/]", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def profile(
+    source: Annotated[str, typer.Argument(metavar="MODEL|PRESET|RUN")],
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None, typer.Option(help="measure the layers, into the device profile NAME.yaml")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="`amc ls` names them")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=1, help="that the runtime may use")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="images at once")] = 1,
+    shape: Annotated[str | None, typer.Option("--input", help="of an image, as 3x224x224")] = None,
+    emit: Annotated[
+        Path | None, typer.Option("--emit-bench", help="write the layers as ONNX into this folder")
+    ] = None,
+    times: Annotated[
+        Path | None, typer.Option("--import-csv", help="their times, measured elsewhere")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a network's layers, costs and latency; with --device, measure a device profile.
+
+    Ctrl-C loses nothing: the same command goes on.
+    """
+    from amc.bench import emit_bench, import_csv
+    from amc.config import config_of
+    from amc.problem import untrained_space
+    from amc.profile import measure_profile, profile_path, time_of
+    from amc.report import plot_profile
+    from amc.run import write_bytes
+    from amc.runtime import make_runtime
+
+    report = ConsoleReport(err)
+    if times is not None:
+        path = profile_path(device or times.resolve().parent.name)
+        found = import_csv(times, path.stem, runtime, threads)
+        write_bytes(path, found.to_yaml().encode())
+    else:
+        space = untrained_space(config_of(source, overrides or []), input_shape=_shape(shape))
+        if emit is not None:
+            count = emit_bench(space, emit, batch, report=report)
+            out.print(f"{count} ONNX files; what to do with them: {emit / 'README.md'}")
+            return
+        if device is None:
+            ms = time_of(make_runtime(runtime, threads), space.network, batch)
+            costs = {**space.cost({}).as_dict(), "latency_ms": ms}
+            _print(tables.layers(space.network.table, ms), costs, as_json)
+            return
+        path = profile_path(device)
+        try:
+            found = measure_profile(space, make_runtime(runtime, threads), path, batch, 0, report)
+        except KeyboardInterrupt:
+            report.close()
+            raise _Interrupted("stopped; the same command goes on") from None
+    picture = path.with_suffix(".png")
+    plot_profile(found, picture)
+    fits = {name: fit.model_dump(mode="json") for name, fit in found.networks.items()}
+    _print(tables.fidelity(found), {"device": str(path), "networks": fits}, as_json)
+    if not as_json:
+        out.print(f"device profile: [bold]{path}[/] ({picture})", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -155,39 +225,51 @@ def check(space: Annotated[str, typer.Argument(help="a space by name, or module:
 
 
 class _Interrupted(Exception):
-    """Ctrl-C, after the last episode was saved."""
+    """Ctrl-C, after what was done is saved; the message says how to go on."""
 
-    def __init__(self, path: Path) -> None:
-        found = (
-            [path]
-            if (path / "config.yaml").is_file()
-            else sorted(path.glob("s*"), key=lambda p: p.stat().st_mtime)
+
+def _how_to_resume(path: Path) -> str:
+    """For a run, or a folder of runs of which the latest was stopped."""
+    is_run = (path / "config.yaml").is_file()
+    runs = [path] if is_run else sorted(path.glob("s*"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        return "stopped before the search began"
+    return f"stopped; go on with: amc resume {runs[-1]}"
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    """An image's shape from ``3x224x224``."""
+    if text is None:
+        return None
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+        raise UserError(
+            f"--input is {text!r}: channels x height x width, as 3x224x224, is expected"
         )
-        super().__init__(
-            f"stopped; go on with: amc resume {found[-1]}"
-            if found
-            else "stopped before the search began"
-        )
+    return tuple(int(size) for size in sizes)
 
 
 def _closing(result: Any, as_json: bool) -> None:
-    best, run = result.best, result.run
-    table = Table(
-        "", "baseline", "compressed", "ratio", title=f"best strategy: episode {best['episode']}"
-    )
-    table.add_row(
-        "search accuracy",
-        _percent(best["baseline"]["search_accuracy"]),
-        _percent(best["search_accuracy"]),
-        "",
-    )
-    _cost_rows(table, best["baseline"], best)
-    for layer, why in list(result.problem.space.left_alone.items())[:5]:
+    from amc.profile import structure_of
+
+    best, run, problem = result.best, result.run, result.problem
+    table = tables.comparison(f"best strategy: episode {best['episode']}")
+    accuracies = best["baseline"]["search_accuracy"], best["search_accuracy"]
+    tables.add_accuracy(table, "search accuracy", *accuracies)
+    tables.add_costs(table, best["baseline"], best)
+    latency = None
+    try:
+        latency = problem.measured_latency(structure_of(problem.space, best["strategy"]))
+    except UserError as error:
+        err.print(f"latency was not measured: {error}", highlight=False, soft_wrap=True)
+    tables.add_measured(table, latency)
+    for layer, why in list(problem.space.left_alone.items())[:5]:
         err.print(f"left alone: {layer}: {why}", highlight=False, soft_wrap=True)
     if warning := run.provenance["warning"]:
         err.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     profile = run.profile()
-    summary = {"run": str(run.path), **best, "episode_profile": profile}
+    summary = {"run": str(run.path), **best, "measured_latency_ms": latency}
+    summary["episode_profile"] = profile
     _print(table, summary, as_json)
     if note := run.provenance["precision_note"]:
         err.print(f"precision: {note}", highlight=False, soft_wrap=True)
@@ -201,36 +283,6 @@ def _closing(result: Any, as_json: bool) -> None:
             soft_wrap=True,
         )
         out.print(f"next: amc export {run.path}", highlight=False, soft_wrap=True)
-
-
-def _metrics_table(metrics: dict[str, Any]) -> Table:
-    table = Table("", "baseline", "compressed", "ratio")
-    table.add_row(
-        "test accuracy",
-        _percent(metrics["baseline_test_accuracy"]),
-        _percent(metrics["test_accuracy"]),
-        "",
-    )
-    _cost_rows(table, metrics["baseline"], metrics)
-    if latency := metrics["measured_latency_ms"]:
-        before, after = latency["baseline"], latency["compressed"]
-        label = f"latency on this CPU, ms ({latency['runtime']}, batch 1)"
-        table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}")
-    return table
-
-
-def _cost_rows(table: Table, before: dict[str, Any], after: dict[str, Any]) -> None:
-    for metric, label in (
-        ("macs", "MACs"),
-        ("params", "params"),
-        ("memory_bytes", "memory, bytes"),
-    ):
-        ratio = after[metric] / before[metric]
-        table.add_row(label, f"{before[metric]:,}", f"{after[metric]:,}", f"{ratio:.3f}")
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}%"
 
 
 def _print(table: Table, result: dict[str, Any], as_json: bool) -> None:

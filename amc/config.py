@@ -162,6 +162,21 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> tuple[str, Config
     return name, parse_config(_yaml(text, source), overrides)
 
 
+def config_of(source: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run directory, a preset, a YAML file, or a bare model's name (the
+    channel space in steps of 8, the blocks that runtimes compute in).
+
+    Raises:
+        UserError: it is none of these, or a value is wrong.
+    """
+    if (Path(source) / "config.yaml").is_file():
+        return load_config(str(Path(source) / "config.yaml"), overrides)[1]
+    if source in presets() or source.endswith((".yaml", ".yml")):
+        return load_config(source, overrides)[1]
+    space = {"name": "channel", "round_to": 8}
+    return parse_config({"model": source, "space": space, "budget": {"ratio": 1.0}}, overrides)
+
+
 def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     """Validate a mapping, with overrides applied; options of the space and the agent are filled in.
 
@@ -174,10 +189,10 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
         _apply(values, override)
     config = _validated(Config, values, "")
     updates = {"space": _options("space", config.space), "agent": _options("agent", config.agent)}
-    if config.device is not None or config.budget.metric == "latency_ms":
+    if config.device is None and config.budget.metric == "latency_ms":
         raise UserError(
-            "budget.metric latency_ms and device need device profiles, which this version does "
-            "not have yet"
+            "budget.metric latency_ms needs a device: a profile's name (`amc ls` lists them), or a "
+            "file that `amc profile` wrote"
         )
     ratio = config.budget.ratio
     if ratio is not None and (not 0 < ratio <= 1 or math.isnan(ratio)):

@@ -6,20 +6,13 @@ PyTorch.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import statistics
 import tempfile
-import time
-import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -36,6 +29,7 @@ from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.run import Run, write_bytes, write_json
+from amc.runtime import onnx_session, quiet
 from amc.search import open_problem
 
 FORMATS = ("safetensors", "onnx")
@@ -94,7 +88,7 @@ def export(
             compressed, problem.dataset.input_shape, folder / ONNX
         )
         report("exporting", 3, steps)
-        metrics["measured_latency_ms"] = _compare_latency(problem, folder / ONNX)
+        metrics["measured_latency_ms"] = problem.measured_latency(compressed)
     write_json(folder / METRICS, metrics)
     report("exporting", steps, steps)
     return metrics
@@ -151,15 +145,7 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> float
         ArithmeticError: the two do not agree.
     """
     images = example_input(model, input_shape, batch=8)
-    quiet = io.StringIO()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(quiet),
-        contextlib.redirect_stderr(quiet),
-        evaluating(model),
-    ):
-        warnings.simplefilter("ignore")
+    with quiet(), evaluating(model):
         program = torch.onnx.export(
             model,
             (images,),
@@ -175,7 +161,7 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> float
         program.save(str(Path(scratch) / ONNX), external_data=False)
         content = (Path(scratch) / ONNX).read_bytes()
     write_bytes(path, content)
-    got = _session(path).run(None, {"images": images.numpy()})[0]
+    got = onnx_session(content).run(None, {"images": images.numpy()})[0]
     difference = float(np.abs(got - expected).max())
     if difference > _TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise ArithmeticError(f"ONNX and PyTorch differ by {difference:.3g}")
@@ -184,7 +170,7 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> float
 
 def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> dict[str, Any]:
     """The accuracy of a run's best strategy, or of an export, before fine-tuning: on the held-out
-    images, and on the test images if asked.
+    images, and on the test images if asked; its costs, and its latency on this machine.
 
     Raises:
         UserError: the folder is neither.
@@ -200,6 +186,9 @@ def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> d
     if test:
         result["test_accuracy"] = _accuracy(problem, model, test=True)
         result["baseline_test_accuracy"] = _accuracy(problem, problem.network.model, test=True)
+    cost = cost_of(trace(model, problem.dataset.input_shape), problem.space.latency)
+    result |= {**cost.as_dict(), "baseline": problem.space.cost({}).as_dict()}
+    result["measured_latency_ms"] = problem.measured_latency(model)
     return result
 
 
@@ -221,7 +210,8 @@ def _description(run: Run, problem: Problem, best: dict[str, Any]) -> dict[str, 
 def _measured(
     run: Run, problem: Problem, compressed: nn.Module, best: dict[str, Any]
 ) -> dict[str, Any]:
-    cost = cost_of(trace(compressed, problem.dataset.input_shape))  # of the metal, not of the paper
+    metal = trace(compressed, problem.dataset.input_shape)
+    cost = cost_of(metal, problem.space.latency)
     original = problem.space.cost({})
     return {
         "test_accuracy": _accuracy(problem, compressed, test=True),
@@ -249,31 +239,3 @@ def _accuracy(problem: Problem, model: nn.Module, test: bool) -> float:
             images.labels
         )
     return total / len(indices)
-
-
-def _session(path: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _compare_latency(problem: Problem, compressed: Path, seconds: float = 2.0) -> dict[str, Any]:
-    """Median milliseconds an image (batch 1) of the baseline and the compressed network in ONNX
-    Runtime, measured in turn.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        baseline = Path(scratch) / ONNX
-        to_onnx(problem.network.model, problem.dataset.input_shape, baseline)
-        sessions = {"baseline": _session(baseline), "compressed": _session(compressed)}
-    image = example_input(problem.network.model, problem.dataset.input_shape).numpy()
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["compressed"]) < 5:
-        for name, session in sessions.items():
-            start = time.perf_counter()
-            session.run(None, {"images": image})
-            times[name].append(1e3 * (time.perf_counter() - start))
-    medians = {
-        name: statistics.median(values[len(values) // 10 :]) for name, values in times.items()
-    }
-    return {**medians, "runtime": f"onnxruntime {onnxruntime.__version__}", "batch": 1}

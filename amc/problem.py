@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc.config import Config
 from amc.cost.budget import Budget
+from amc.cost.device import DeviceProfile, load_device
 from amc.errors import UserError
 from amc.evaluate.data import Dataset, Splits, data_folder, find_file, load_dataset, split
 from amc.evaluate.evaluator import Evaluator
@@ -18,10 +19,15 @@ from amc.evaluate.inference import ImageSet
 from amc.network.layers import evaluating, example_input
 from amc.network.models import BUILTIN, build_model, load_weights
 from amc.network.trace import Network
+from amc.profile import step_of
 from amc.progress import Report, silent
 from amc.registry import lookup
+from amc.runtime import Runtime, compare, make_runtime
 from amc.spaces.base import CompressionSpace
+from amc.spaces.bounding import Bounds
 from amc.train import train
+
+_SHAPES: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,7 @@ class Problem:
     network: Network
     space: CompressionSpace
     budget: Budget
+    device: DeviceProfile | None = None
 
     @classmethod
     def build(
@@ -43,6 +50,7 @@ class Problem:
         dataset: Dataset | None = None,
         report: Report = silent,
         base: Path | None = None,
+        device: DeviceProfile | None = None,
     ) -> Problem:
         """Load, train or take the network; trace, probe and verify it; refuse what cannot work.
 
@@ -52,11 +60,14 @@ class Problem:
             dataset: the user's own data instead of ``config.dataset``.
             report: of progress.
             base: a file with the base network's weights, instead of where the config says.
+            device: a profile, instead of the one that the config names.
 
         Raises:
             UserError: something does not exist, does not fit, or leaves nothing to decide.
         """
         folder = data_folder(config.data_dir)
+        if device is None and config.device is not None:
+            device = load_device(config.device)
         if dataset is None:
             dataset = load_dataset(_named(config.dataset, "dataset"), folder, config.image_size)
         heldout = find_file(config.heldout, folder) if config.heldout else None
@@ -72,14 +83,16 @@ class Problem:
             load_weights(model, base)
         network = Network.of(model, dataset.input_shape, name)
         _check_classes(network, dataset)
-        space = _space(config, network, dataset, splits, report)
-        original = space.cost({})
-        budget = config.budget.of(original)
-        budget.check_reachable(space.cost(space.smallest), original)
+        calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
+        space = _space(config, network, calibration, report)
+        if device is not None:
+            space.latency = device.latency_model(name)
+        budget = config.budget.of(space.cost({}))
+        Bounds.of(space, budget)  # refuses a budget that cannot be reached
         if train_first:
             assert config.train is not None
             train(network.model, dataset, splits.train, config.train, config.seed, report)
-        return cls(config, dataset, splits, network, space, budget)
+        return cls(config, dataset, splits, network, space, budget, device)
 
     def evaluator(self, precision: str | None = None) -> Evaluator:
         """Measures strategies on the held-out images."""
@@ -88,6 +101,79 @@ class Problem:
         chosen: Any = precision or self.config.evaluate.precision
         racing = self.config.evaluate.racing
         return Evaluator(self.space, images, self.budget, reward, chosen, racing)
+
+    def doubts(self) -> list[str]:
+        """Why the device profile may mislead this search, a sentence each."""
+        if self.device is None:
+            return []
+        runtime = self._runtime()
+        installed = None if runtime is None else (runtime.name, runtime.version)
+        return self.device.doubts(self.network.name, step_of(self.space), installed)
+
+    def _runtime(self) -> Runtime | None:
+        """The device's runtime, as it is installed here."""
+        assert self.device is not None
+        try:
+            return make_runtime(self.device.runtime, self.device.threads)
+        except UserError:
+            return None
+
+    def measured_latency(self, compressed: nn.Module) -> dict[str, Any]:
+        """Milliseconds of the untouched and the compressed network on this machine, measured in
+        turn, with the device's runtime (where it is not installed, or there is no device: ONNX
+        Runtime, 1 thread, batch 1).
+
+        Raises:
+            UserError: the runtime cannot run the network.
+        """
+        runtime = None if self.device is None else self._runtime()
+        batch = 1 if self.device is None else self.device.batch
+        runtime = runtime or make_runtime()
+        example = example_input(self.network.model, self.network.input_shape, batch)
+        models = {"baseline": self.network.model, "compressed": compressed}
+        times = compare(runtime, models, example)
+        return {
+            "baseline": times["baseline"]["ms"],
+            "compressed": times["compressed"]["ms"],
+            "ratio": times["compressed"]["ratio"],
+            "runtime": f"{runtime.name} {runtime.version}",
+            "threads": runtime.threads,
+            "batch": batch,
+        }
+
+
+def untrained_space(
+    config: Config,
+    model: nn.Module | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    report: Report = silent,
+) -> CompressionSpace:
+    """A config's action space on its network with random weights, and random images: enough for
+    what depends on neither, as costs and times do.
+
+    Raises:
+        UserError: the network or the space does not exist, or leaves nothing to decide.
+    """
+    classes, shape = _geometry(config)
+    shape = input_shape or shape
+    if model is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            model = build_model(_named(config.model, "model"), classes, shape[0])
+    network = Network.of(model, shape, config.model or type(model).__name__)
+    return _space(config, network, example_input(network.model, shape, batch=8), report)
+
+
+def _geometry(config: Config) -> tuple[int, tuple[int, ...]]:
+    """The number of classes and the shape of an image; guessed from the model without a dataset."""
+    family = str(config.model).split(":", maxsplit=1)[0]
+    name = config.dataset or {"cifar": "cifar10", "digits": "digits"}.get(family)
+    if name is None:
+        return 1000, (3, 224, 224)
+    if name in _SHAPES:
+        return 10, _SHAPES[name]
+    dataset = load_dataset(name, data_folder(config.data_dir), config.image_size)
+    return dataset.classes, dataset.input_shape
 
 
 def weights_file(config: Config) -> Path | None:
@@ -144,11 +230,10 @@ def _check_classes(network: Network, dataset: Dataset) -> None:
 
 
 def _space(
-    config: Config, network: Network, dataset: Dataset, splits: Splits, report: Report
+    config: Config, network: Network, calibration: Tensor, report: Report
 ) -> CompressionSpace:
     space_class = lookup("space", config.space["name"])
     options = {key: value for key, value in config.space.items() if key != "name"}
-    calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
     space: CompressionSpace = space_class(network, options, calibration)
     space.report = report
     if not space.decisions:

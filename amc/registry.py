@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from amc.errors import UserError, unknown
 
-Kind = Literal["space", "criterion", "reward", "agent"]
+Kind = Literal["space", "criterion", "reward", "agent", "runtime"]
 
 KNOWN: dict[Kind, dict[str, str]] = {
     "space": {"channel": "amc.spaces.channel:ChannelSpace"},
@@ -36,6 +36,12 @@ KNOWN: dict[Kind, dict[str, str]] = {
     }
     | {"flops": "amc.evaluate.rewards:macs"},
     "agent": {"ddpg": "amc.agents.ddpg:DDPGAgent"},
+    "runtime": {
+        "onnxruntime": "amc.runtime:OnnxRuntime",
+        "torch": "amc.runtime:TorchCpu",
+        "torch_cuda": "amc.runtime:TorchCuda",
+        "openvino": "amc.runtime:OpenVino",
+    },
 }
 
 

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from amc.cost.device import DeviceProfile
 from amc.evaluate.evaluator import Outcome
 from amc.run import write_bytes
 
@@ -61,6 +62,51 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
     )
     top.legend(fontsize=8, loc="lower right")
     _plot_ratios(bottom, best)
+    _write(figure, path)
+
+
+def plot_profile(profile: DeviceProfile, path: Path) -> None:
+    """A device profile: predicted against measured latency of whole networks, and the times of the
+    layers that take longest over their output channels.
+    """
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, fit in profile.networks.items():
+        if fit.fidelity is not None:
+            predicted, measured = zip(*fit.fidelity.pairs, strict=True)
+            error = f"median error {fit.fidelity.median_ape:.1%}"
+            left.plot(measured, predicted, "o", markersize=4, alpha=0.7, label=f"{name}: {error}")
+    low, high = left.get_xlim()
+    left.plot([low, high], [low, high], color="#718096", linewidth=1, zorder=0)
+    left.set(
+        xlabel="measured (ms)",
+        ylabel="predicted (ms)",
+        title="Random strategies, whole networks",
+    )
+    left.legend(fontsize=8, loc="upper left")
+    wide = [times for times in profile.layers if len(times.out_channels) > 2]
+    for times in sorted(wide, key=lambda t: t.ms(t.in_channels[-1], t.out_channels[-1]))[-5:]:
+        most = times.in_channels[-1]
+        values = [1e3 * times.ms(most, width) for width in times.out_channels]
+        (height, width), kernel = times.family.output_size, times.family.kernel[0]
+        label = f"{kernel}x{kernel} {times.family.kind}, {most} channels to {height}x{width}"
+        right.plot(times.out_channels, values, "o-", markersize=3, linewidth=1.2, label=label)
+    right.set(
+        xlabel="output channels",
+        ylabel="time (µs)",
+        title="The layers that take longest",
+    )
+    right.set_ylim(bottom=0)
+    right.legend(fontsize=8, loc="upper left")
+    threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
+    figure.suptitle(
+        f"{profile.name}: {profile.runtime} {profile.runtime_version}, {threads}, "
+        f"batch {profile.batch}"
+    )
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     write_bytes(path, buffer.getvalue())

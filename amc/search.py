@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -25,6 +26,7 @@ from torch import nn
 
 from amc import __version__
 from amc.config import Config, load_config
+from amc.cost.device import DeviceProfile
 from amc.envs import ENV_ID
 from amc.errors import UserError
 from amc.evaluate.data import Dataset
@@ -34,10 +36,12 @@ from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.report import plot_search
-from amc.run import Run, write_bytes
+from amc.run import Run, processor, write_bytes
 
 # The base network's weights, kept in the run where they come from no file.
 BASE = "base.safetensors"
+
+DEVICE = "device.yaml"  # a copy of the device profile
 
 # A base network whose held-out cross-entropy is below this many times that of training images has
 # been trained on them.
@@ -85,6 +89,8 @@ def search(
     problem = Problem.build(config, model, dataset, report)
     run = Run.create(path, config, _provenance(problem))
     run.write_layers(problem.network.table)
+    if problem.device is not None:
+        write_bytes(path / DEVICE, problem.device.to_yaml().encode())
     if model is not None or weights_file(config) is None:
         state = save(
             {key: value.contiguous() for key, value in problem.network.model.state_dict().items()}
@@ -129,11 +135,17 @@ def open_problem(
             f"{str(path)!r} has no {BASE}: it stopped before its network was trained; start it "
             "again"
         )
-    return run, Problem.build(config, model, dataset, report, base)
+    device = None
+    if (run.path / DEVICE).is_file():
+        text = (run.path / DEVICE).read_text(encoding="utf-8")
+        device = DeviceProfile.parse(text, str(run.path / DEVICE))
+    return run, Problem.build(config, model, dataset, report, base, device)
 
 
 def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     """The episodes that are left, the journal, the checkpoints, and what is derived from them."""
+    for doubt in run.provenance.get("device_doubts", []):
+        logging.getLogger("amc").warning("warning: the device profile: %s", doubt)
     evaluator = problem.evaluator(run.provenance.get("precision"))
     warning = _memorised(problem, evaluator)
     run.update_provenance(
@@ -143,12 +155,10 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     for line in lines:
         evaluator.remember(Outcome.from_line(line))
     recorder = _Recorder(run, lines)
-    uniform = problem.space.uniform_within(problem.budget)
-    recorder("uniform", evaluator(uniform))
-
     agent_class = lookup("agent", problem.config.agent["name"])
     options = {key: value for key, value in problem.config.agent.items() if key != "name"}
     env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=evaluator)
+    recorder("uniform", evaluator(env.get_wrapper_attr("bounds").uniform()))
     agent = agent_class(
         env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
     )
@@ -250,7 +260,7 @@ def _provenance(problem: Problem) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": {
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
         },
         "threads": torch.get_num_threads(),
@@ -262,6 +272,7 @@ def _provenance(problem: Problem) -> dict[str, Any]:
         "input_shape": list(problem.dataset.input_shape),
         "classes": problem.dataset.classes,
         "left_alone": problem.space.left_alone,
+        "device_doubts": problem.doubts(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -278,16 +289,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    names = [
-        line.partition(":")[2].strip()
-        for line in text.splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()

@@ -13,9 +13,9 @@ from amc.envs.observation import FEATURES, FloatArray, Observer
 from gymnasium import spaces
 
 from amc.cost.budget import Budget
-from amc.cost.cost import Cost
 from amc.evaluate.evaluator import Outcome
 from amc.spaces.base import CompressionSpace, Strategy
+from amc.spaces.bounding import Bounds
 
 
 class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
@@ -33,8 +33,8 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     | 0   | keep ratio | 0   | 1   |
 
     The executed ratio is that of the largest legal choice which is not above the action and with
-    which the budget can still be met when all later decisions take their minimum (AMC, Algorithm
-    1). `info["executed_ratio"]` tells it.
+    which the budget can still be met when all later decisions take their floor (AMC, Algorithm 1;
+    `amc.spaces.bounding`). `info["executed_ratio"]` tells it.
 
     ## Observation Space
     A `Box(0, 1, (11,), float32)`: AMC's features, scaled over the decisions of the network.
@@ -78,8 +78,8 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     def __init__(
         self, space: CompressionSpace, budget: Budget, evaluate: Callable[[Strategy], Outcome]
     ) -> None:
-        budget.check_reachable(space.cost(space.smallest), space.cost({}))
-        self.space, self.budget, self.evaluate = space, budget, evaluate
+        self.space, self.evaluate = space, evaluate
+        self.bounds = Bounds.of(space, budget)
         self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._observe = Observer(space.decisions, space.network.table)
@@ -95,11 +95,8 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         decision = self.space.decisions[len(self._strategy)]
-        wanted = self.space.decode(decision, float(np.clip(action, 0, 1).item()))
-        legal = [choice for choice in decision.choices if choice <= wanted]
-        choice = self.budget.largest_feasible(
-            legal, lambda choice: self._cost_with(decision.name, choice)
-        )
+        wanted = float(np.clip(action, 0, 1).item())
+        choice = self.bounds.choose(self._strategy, decision, wanted)
         self._strategy[decision.name] = choice
         self._ratio = self.space.encode(decision, choice)
         info: dict[str, Any] = {"executed_ratio": self._ratio}
@@ -109,10 +106,6 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
             outcome = self.evaluate(self._strategy)
             reward, info["outcome"] = outcome.reward, outcome
         return self._observation(), reward, done, False, info
-
-    def _cost_with(self, name: str, choice: int) -> Cost:
-        """Decisions so far, this choice, the minimum for all later ones."""
-        return self.space.cost({**self.space.smallest, **self._strategy, name: choice})
 
     def _observation(self) -> FloatArray:
         macs = self.space.resize(self._strategy).macs

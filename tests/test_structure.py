@@ -17,6 +17,7 @@ ORDER = [
     ["amc.registry"],
     ["amc.network"],
     ["amc.cost"],
+    ["amc.runtime"],
     ["amc.surgery"],
     ["amc.criteria"],
     ["amc.spaces"],
@@ -24,7 +25,8 @@ ORDER = [
     ["amc.config"],
     ["amc.train"],
     ["amc.run"],
-    ["amc.report", "amc.pareto"],
+    ["amc.report", "amc.pareto", "amc.profile"],
+    ["amc.bench", "amc.tables"],
     ["amc.envs", "amc.agents"],
     ["amc.problem"],
     ["amc.search"],
@@ -126,4 +128,7 @@ def test_the_wheel_holds_everything_under_one_name(wheel: zipfile.ZipFile) -> No
             for path in (ROOT / folder).iterdir()
             if path.suffix in (".py", ".yaml")
         }
+    expected |= {
+        f"amc/configs/devices/{path.name}" for path in (ROOT / "configs" / "devices").glob("*.yaml")
+    }
     assert expected <= names and "amc/py.typed" in names

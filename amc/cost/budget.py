@@ -57,9 +57,9 @@ class Budget:
         """The largest of ``choices`` (ascending) whose cost is within the budget; the smallest
         where none is.
 
-        ``cost`` must not fall as a choice rises: it is searched by bisection. With ``cost`` =
-        "decisions so far, this choice, the minimum for all later ones" this is AMC's action
-        bounding (Algorithm 1), for any metric and any space.
+        Searched by bisection. What it returns is within the budget, or the smallest, even where
+        ``cost`` is noisy or has steps; it is the largest where ``cost`` does not fall as a choice
+        rises.
         """
         low, high = 0, len(choices) - 1
         while low < high:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from amc.cost.device import LatencyModel
 from amc.network.layers import LayerTable
 
 Metric = Literal["macs", "params", "memory_bytes", "latency_ms"]
@@ -42,7 +43,8 @@ class Cost:
         return {metric: None if a is None or not b else a / b for metric, (a, b) in pairs.items()}
 
 
-def cost_of(table: LayerTable) -> Cost:
-    """The costs of a layer table."""
+def cost_of(table: LayerTable, latency: LatencyModel | None = None) -> Cost:
+    """The costs of a layer table; milliseconds only with a device's latency model."""
     params = table.params
-    return Cost(table.macs, params, 4 * params + table.activations.peak_bytes())
+    latency_ms = None if latency is None else latency.latency_ms(table)
+    return Cost(table.macs, params, 4 * params + table.activations.peak_bytes(), latency_ms)

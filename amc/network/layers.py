@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -58,8 +59,9 @@ class LayerSpec:
         False  # a further call of a layer that the table already has: MACs, but no parameters
     )
     step: int = 0  # which operation of the forward pass computed it
+    followed_by: str = ""  # what a runtime may compute with it: "batchnorm+relu"
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates for one image. 1 MAC = 2 FLOPs; biases and normalisation are not
         counted.
@@ -68,7 +70,7 @@ class LayerSpec:
             return 0
         return self.output_size[0] * self.output_size[1] * self._weights
 
-    @property
+    @cached_property
     def params(self) -> int:
         if self.shared:
             return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,11 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], name: str = "network")
     return recorder.table()
 
 
+_ACTIVATIONS = frozenset(
+    ("relu", "hardtanh", "silu", "hardswish", "gelu", "elu", "sigmoid", "tanh", "leaky_relu")
+)
+
+
 @dataclass
 class _Buffer:
     bytes: int
@@ -106,6 +111,8 @@ class _Recorder(TorchDispatchMode):
     _kept: list[Tensor] = field(default_factory=list)
     _outputs: dict[int, str] = field(default_factory=dict)  # storage -> the layer that made it
     _folds: list[tuple[str, str, int]] = field(default_factory=list)
+    # storage -> which of the specs it comes from, through BatchNorms, sums and activations only
+    _origin: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -123,7 +130,26 @@ class _Recorder(TorchDispatchMode):
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self.add(tensor)
+        self._follow(func, args, result)
         return result
+
+    def _follow(self, func: Any, args: Any, result: Any) -> None:
+        """Note an activation, or a sum before one, behind a layer."""
+        operation = func.overloadpacket.__name__.removesuffix("_")
+        if operation != "add" and operation not in _ACTIVATIONS:
+            return
+        keys = [storage_key(arg) for arg in args if isinstance(arg, Tensor)]
+        origin = max((self._origin[key] for key in keys if key in self._origin), default=None)
+        if origin is not None:
+            self._origin[storage_key(result)] = origin
+            if operation != "add":
+                self._add_follower(origin, operation)
+
+    def _add_follower(self, origin: int, what: str) -> None:
+        spec = self.specs[origin]
+        if what not in spec.followed_by.split("+"):
+            parts = [part for part in (spec.followed_by, what) if part]
+            self.specs[origin] = replace(spec, followed_by="+".join(parts))
 
     def add(self, tensor: Tensor) -> None:
         """Note a buffer that is seen for the first time."""
@@ -167,8 +193,14 @@ class _Recorder(TorchDispatchMode):
             self.specs.append(_spec(own, kind, module, source, output, calls > 0, self.step))
             if kind == "channelwise" and storage_key(source) in self._outputs:
                 self._folds.append((self._outputs[storage_key(source)], own, storage_key(source)))
-            elif kind in ("conv", "linear"):
+            if kind in ("conv", "linear"):
                 self._outputs[storage_key(output)] = own
+                self._origin[storage_key(output)] = len(self.specs) - 1
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                origin = self._origin.get(storage_key(source))
+                if origin is not None:
+                    self._origin[storage_key(output)] = origin
+                    self._add_follower(origin, "batchnorm")
 
         return record
 

@@ -21,8 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from amc.cost.budget import Budget
 from amc.cost.cost import Cost, cost_of
+from amc.cost.device import LatencyModel
 from amc.network.layers import Activations, LayerSpec, LayerTable
 from amc.network.trace import Network
 from amc.progress import Clock, Report, silent
@@ -85,6 +85,7 @@ class CompressionSpace(ABC):
         self.calibration = calibration
         self.report: Report = silent
         self.clock = Clock()  # a space that repairs does so inside ``with self.clock("repair")``
+        self.latency: LatencyModel | None = None  # where a device is known
         self.left_alone: dict[str, str] = {}  # layer -> why it is not decided
 
     @cached_property
@@ -128,7 +129,7 @@ class CompressionSpace(ABC):
         return decision.ratios[decision.choices.index(choice)]
 
     def cost(self, strategy: Strategy) -> Cost:
-        return cost_of(self.resize(strategy))
+        return cost_of(self.resize(strategy), self.latency)
 
     def complete(self, strategy: Strategy) -> dict[str, int]:
         """The strategy with every decision named, in order.
@@ -155,23 +156,6 @@ class CompressionSpace(ABC):
     def uniform(self, ratio: float) -> dict[str, int]:
         """The same keep ratio for every decision."""
         return {decision.name: self.decode(decision, ratio) for decision in self.decisions}
-
-    def uniform_within(self, budget: Budget) -> dict[str, int]:
-        """The same keep ratio for every decision, as large as the budget allows; what rounding
-        leaves over goes to single steps, in order.
-        """
-        ratios = sorted({ratio for decision in self.decisions for ratio in decision.ratios})
-        index = budget.largest_feasible(
-            range(len(ratios)), lambda index: self.cost(self.uniform(ratios[index]))
-        )
-        strategy = self.uniform(ratios[index])
-        if not budget.allows(self.cost(strategy)):
-            strategy = self.smallest
-        for decision in self.decisions:
-            larger = [choice for choice in decision.choices if choice > strategy[decision.name]]
-            if larger and budget.allows(self.cost({**strategy, decision.name: larger[0]})):
-                strategy[decision.name] = larger[0]
-        return strategy
 
 
 class LayerwiseSpace(CompressionSpace):
@@ -201,7 +185,9 @@ class LayerwiseSpace(CompressionSpace):
                 layers.append(layer)
                 continue
             parts = self.resize_layer(layer, touched[layer.name])
-            layers += [replace(part, step=layer.step + i) for i, part in enumerate(parts)]
+            for i, part in enumerate(parts):
+                follower = layer.followed_by if i == len(parts) - 1 else ""
+                layers.append(replace(part, step=layer.step + i, followed_by=follower))
             activations = _with_inner_buffers(activations, layer.step, parts)
             shift += len(parts) - 1
         return LayerTable(tuple(layers), activations)

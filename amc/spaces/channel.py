@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -214,6 +214,7 @@ class ChannelSpace(CompressionSpace):
         return cut(model, description["cuts"])
 
 
+@lru_cache(maxsize=100_000)  # a walk asks for the same few again and again
 def _shrunk(spec: LayerSpec, inputs: int, outputs: int) -> LayerSpec:
     """A layer after it has lost so many channels; a grouped convolution loses whole groups."""
     if spec.kind == "channelwise":

@@ -1,0 +1,316 @@
+"""Device profiles: measured times of layers on one device with one runtime, and what a network
+would take there.
+
+- `Family`         layers that differ in their channels only
+- `LayerTimes`     the measured times of one family, over a grid of channel counts
+- `DeviceProfile`  all families, and how well their sum predicts whole networks; a readable file
+- `LatencyModel`   a profile with the overhead of one network: milliseconds of a layer table
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from amc.errors import UserError, unknown
+from amc.network.layers import LayerSpec, LayerTable
+
+SCHEMA = 1
+MAX_ERROR = 0.15  # of the median prediction: beyond it a profile is not to be trusted
+MIN_RANK_CORRELATION = 0.9
+
+
+class Facts(BaseModel):
+    """A part of a profile's file: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Family(Facts):
+    """What all layers have in common that differ in their channels only."""
+
+    kind: Literal["conv", "linear"]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    input_size: tuple[int, int]
+    output_size: tuple[int, int]
+    group: tuple[int, int] | None = None  # channels in and out of one group; None: ungrouped
+    followed_by: str = ""  # what the runtime may compute with it: "batchnorm+relu"
+
+    @classmethod
+    def of(cls, layer: LayerSpec) -> Family:
+        group = None
+        if layer.groups > 1:
+            group = (layer.in_channels // layer.groups, layer.out_channels // layer.groups)
+        return cls(
+            kind=layer.kind,
+            kernel=layer.kernel,
+            stride=layer.stride,
+            input_size=layer.input_size,
+            output_size=layer.output_size,
+            group=group,
+            followed_by=layer.followed_by,
+        )
+
+    def __str__(self) -> str:
+        sizes = [f"{height}x{width}" for height, width in (self.input_size, self.output_size)]
+        shape = f"{self.kernel[0]}x{self.kernel[1]} " if self.kind == "conv" else ""
+        group = "" if self.group is None else f", groups of {self.group[0]} to {self.group[1]}"
+        return f"{shape}{self.kind} {sizes[0]} to {sizes[1]}{group}, {self.followed_by or 'alone'}"
+
+
+class Point(NamedTuple):
+    """One measured layer."""
+
+    in_channels: int
+    out_channels: int
+    ms: float  # median
+    spread_ms: float  # 1.48 times the median absolute deviation
+    repeats: int
+
+
+class LayerTimes(Facts):
+    """The times of one family on a grid of channel counts; between its lines they are interpolated
+    linearly. In a grouped family the output channels follow from the input channels.
+    """
+
+    family: Family
+    in_channels: tuple[int, ...] = ()  # the lines of the grid, ascending
+    out_channels: tuple[int, ...] = ()  # empty in a grouped family
+    points: tuple[Point, ...] = ()  # beside the grid's there may be some that only checked it
+
+    @model_validator(mode="after")
+    def _complete(self) -> LayerTimes:
+        known = {(point.in_channels, point.out_channels) for point in self.points}
+        for pair in (pair for row in self._pairs() for pair in row):
+            if pair not in known:
+                raise ValueError(f"{self.family} has no time for {pair[0]} to {pair[1]} channels")
+        return self
+
+    @staticmethod
+    def grid(
+        family: Family, in_channels: Sequence[int], out_channels: Sequence[int]
+    ) -> list[list[tuple[int, int]]]:
+        """The (in, out) channels of a grid's points; a grouped family has one row."""
+        if family.group is not None:
+            a, b = family.group
+            return [[(width, width // a * b) for width in in_channels]]
+        return [[(a, b) for b in out_channels] for a in in_channels]
+
+    def _pairs(self) -> list[list[tuple[int, int]]]:
+        return self.grid(self.family, self.in_channels, self.out_channels)
+
+    @cached_property
+    def _times(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        known = {(point.in_channels, point.out_channels): point.ms for point in self.points}
+        return np.array([[known[pair] for pair in row] for row in self._pairs()])
+
+    def ms(self, in_channels: int, out_channels: int) -> float:
+        """The median time of a layer of this family.
+
+        Raises:
+            UserError: the profile was not measured for so few, or so many, channels.
+        """
+        axes = [(in_channels, self.in_channels), (out_channels, self.out_channels)]
+        for width, lines in axes[: 1 if self.family.group is not None else 2]:
+            if not lines or not lines[0] <= width <= lines[-1]:
+                measured = f"{lines[0]} to {lines[-1]}" if lines else "none"
+                raise UserError(
+                    f"the device profile has no time for {width} channels of a {self.family} "
+                    f"(measured: {measured}): measure this network with `amc profile`"
+                )
+        if self.family.group is not None:
+            return float(np.interp(in_channels, self.in_channels, self._times[0]))
+        rows = [np.interp(out_channels, self.out_channels, row) for row in self._times]
+        return float(np.interp(in_channels, self.in_channels, rows))
+
+
+class Fidelity(Facts):
+    """How well a profile predicts: random strategies of a network that had no part in the fit."""
+
+    strategies: int
+    median_ape: float  # absolute percentage error, as a fraction
+    worst_ape: float
+    spearman: float
+    pairs: tuple[tuple[float, float], ...]  # (predicted, measured) ms
+
+    @classmethod
+    def of(cls, predicted: Sequence[float], measured: Sequence[float]) -> Fidelity:
+        from scipy.stats import spearmanr
+
+        errors = np.abs(np.array(predicted) / np.array(measured) - 1)
+        rank = float(spearmanr(predicted, measured).statistic)
+        return cls(
+            strategies=len(errors),
+            median_ape=round(float(np.median(errors)), 5),
+            worst_ape=round(float(errors.max()), 5),
+            spearman=round(rank, 5),
+            pairs=tuple(
+                (round(p, 5), round(m, 5)) for p, m in zip(predicted, measured, strict=True)
+            ),
+        )
+
+    @property
+    def trusted(self) -> bool:
+        return self.median_ape <= MAX_ERROR and self.spearman >= MIN_RANK_CORRELATION
+
+
+class NetworkFit(Facts):
+    """What a whole network takes: ``overhead_ms + scale * the sum of its layers``."""
+
+    reference_ms: float  # the untouched network, measured
+    step: int = 1  # channel counts were measured in multiples of this
+    overhead_ms: float = 0.0
+    scale: float = 1.0
+    fitted_on: int = 0  # strategies
+    fidelity: Fidelity | None = None
+
+
+class DeviceProfile(Facts):
+    """A target device: measured times of layers on it, with one runtime."""
+
+    version: int = Field(SCHEMA, description="of the file's schema")
+    name: str
+    runtime: str
+    runtime_version: str
+    threads: int
+    batch: int
+    dtype: str = "float32"
+    machine: dict[str, str | int | None]
+    date: str
+    networks: dict[str, NetworkFit] = {}
+    layers: tuple[LayerTimes, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> DeviceProfile:
+        """The inverse of `to_yaml`.
+
+        Raises:
+            UserError: it is not a profile, or of another schema.
+        """
+        try:
+            values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            if isinstance(values, dict) and values.get("version", SCHEMA) != SCHEMA:
+                raise UserError(
+                    f"the device profile {source!r} is of version {values['version']!r}; this "
+                    f"program reads version {SCHEMA}"
+                )
+            return cls.model_validate(values)
+        except yaml.YAMLError as error:
+            line = str(error).splitlines()[0]
+            raise UserError(f"the device profile {source!r} is not valid YAML: {line}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UserError(
+                f"the device profile {source!r} is damaged: {where}: {first['msg'].lower()}"
+            ) from error
+
+    def to_yaml(self) -> str:
+        """The readable file."""
+        values = self.model_dump(mode="json", exclude_defaults=False)
+        return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+
+    @cached_property
+    def by_family(self) -> dict[Family, LayerTimes]:
+        return {times.family: times for times in self.layers}
+
+    def latency_model(self, network: str) -> LatencyModel:
+        """The model of one network; of one that was not measured, with the others' medians."""
+        fit = self.networks.get(network)
+        if fit is None:
+            fits = list(self.networks.values()) or [NetworkFit(reference_ms=0.0)]
+            overhead = float(np.median([fit.overhead_ms for fit in fits]))
+            return LatencyModel(self, overhead, float(np.median([fit.scale for fit in fits])))
+        return LatencyModel(self, fit.overhead_ms, fit.scale)
+
+    def doubts(self, network: str, step: int, runtime: tuple[str, str] | None) -> list[str]:
+        """Why predictions for a network may be wrong, a sentence each.
+
+        Args:
+            network: its name.
+            step: the channel counts of the search are multiples of it.
+            runtime: name and version of the runtime that is installed here, if any.
+        """
+        fit = self.networks.get(network)
+        found = []
+        if fit is None or fit.fidelity is None:
+            found.append(f"it was never checked against whole networks of {network!r}")
+        elif not fit.fidelity.trusted:
+            found.append(
+                f"its predictions for {network!r} are not to be trusted: median error "
+                f"{fit.fidelity.median_ape:.1%} (at most {MAX_ERROR:.0%}), rank correlation "
+                f"{fit.fidelity.spearman:.3f} (at least {MIN_RANK_CORRELATION})"
+            )
+        if fit is not None and step % fit.step:
+            found.append(
+                f"it was measured for channels in steps of {fit.step}, the search has steps of "
+                f"{step}"
+            )
+        if runtime is None:
+            found.append(f"it was made for {self.runtime}, which is not installed here")
+        elif runtime != (self.runtime, self.runtime_version):
+            found.append(
+                f"it was made for {self.runtime} {self.runtime_version}, here is "
+                f"{runtime[0]} {runtime[1]}"
+            )
+        return found
+
+
+class LatencyModel:
+    """Milliseconds of a layer table: a fixed overhead plus the sum of its layers, scaled."""
+
+    def __init__(self, profile: DeviceProfile, overhead_ms: float = 0.0, scale: float = 1.0):
+        self.profile, self.overhead_ms, self.scale = profile, overhead_ms, scale
+        self._known: dict[LayerSpec, float] = {}
+
+    def layer_ms(self, layer: LayerSpec) -> float:
+        """One convolution or linear layer with what is fused into it; 0 for any other.
+
+        Raises:
+            UserError: the profile has no such layer.
+        """
+        if layer.kind not in ("conv", "linear"):
+            return 0.0
+        if layer not in self._known:
+            times = self.profile.by_family.get(Family.of(layer))
+            if times is None:
+                raise UserError(
+                    f"the device profile {self.profile.name!r} has no time for layer "
+                    f"{layer.name!r} ({Family.of(layer)}): measure this network with `amc profile`"
+                )
+            self._known[layer] = times.ms(layer.in_channels, layer.out_channels)
+        return self._known[layer]
+
+    def latency_ms(self, table: LayerTable) -> float:
+        """The predicted median for a whole network."""
+        return self.overhead_ms + self.scale * sum(map(self.layer_ms, table.layers))
+
+
+def devices() -> list[str]:
+    """The names of the profiles that come with the package."""
+    folder = importlib.resources.files("amc.configs").joinpath("devices")
+    names = [item.name for item in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def load_device(name: str) -> DeviceProfile:
+    """A profile by name (one of `devices`, or NAME.yaml in the current folder) or by file.
+
+    Raises:
+        UserError: there is none, or the file is damaged.
+    """
+    for path in (Path(name), Path(f"{name}.yaml")):
+        if path.is_file():
+            return DeviceProfile.parse(path.read_text(encoding="utf-8"), str(path))
+    if name not in devices():
+        raise unknown("device", name, [*devices(), "a file that `amc profile` wrote"])
+    folder = importlib.resources.files("amc.configs").joinpath("devices")
+    return DeviceProfile.parse(folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)

@@ -1,0 +1,135 @@
+"""Keep an episode within its budget: AMC's action bounding (Algorithm 1), for any metric and space.
+
+A choice is allowed when the budget is still met with all later decisions at their *floor*. By
+induction the floor of the next decision is always allowed, so no episode can end over budget; for
+that the cost need not be monotone. Where it is (MACs, parameters, memory) the floor is the smallest
+choice. Latency is not: runtimes compute channels in blocks, and an odd width can be slower than a
+larger one. There
+
+- a choice is struck out, once, where a larger one is not slower by more than noise
+  (`DOMINATED`): the lower envelope of the measured curve, so that what is left ascends;
+- the floor is, of those, the fastest strategy that coordinate descent finds from the smallest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from amc.cost.budget import Budget
+from amc.spaces.base import CompressionSpace, Decision, Strategy
+
+DOMINATED = 0.01  # of what a decision can save at all
+_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an episode in one space may do within one budget."""
+
+    space: CompressionSpace
+    budget: Budget
+    floor: dict[str, int]  # decision -> the choice that later decisions can always fall back on
+    choices: dict[str, tuple[int, ...]]  # decision -> those worth taking, ascending
+
+    @classmethod
+    def of(cls, space: CompressionSpace, budget: Budget) -> Bounds:
+        """Find the floor and the choices.
+
+        Raises:
+            UserError: the budget cannot be reached.
+        """
+        choices = {decision.name: decision.choices for decision in space.decisions}
+        floor = space.smallest
+        if budget.metric == "latency_ms":
+            fastest, whole = _fastest(space), space.complete({})
+            choices = {d.name: _undominated(space, d, (whole, fastest)) for d in space.decisions}
+            floor = {
+                name: min(choice for choice in choices[name] if choice >= least)
+                for name, least in fastest.items()
+            }
+        budget.check_reachable(space.cost(floor), space.cost({}))
+        return cls(space, budget, floor, choices)
+
+    def choose(self, so_far: Strategy, decision: Decision, ratio: float) -> int:
+        """The largest choice that is not above the one nearest to ``ratio`` and keeps the budget
+        within reach; the floor's where there is none.
+
+        Args:
+            so_far: the decisions before this one.
+            decision: the next one.
+            ratio: the keep ratio that is wanted.
+        """
+        floor = self.floor[decision.name]
+        wanted = self._nearest(decision, ratio)
+        legal = [floor]
+        legal += [choice for choice in self.choices[decision.name] if floor < choice <= wanted]
+        base = {**self.floor, **so_far}
+        return self.budget.largest_feasible(
+            legal, lambda choice: self.space.cost({**base, decision.name: choice})
+        )
+
+    def uniform(self) -> dict[str, int]:
+        """The same keep ratio for every decision, as large as the budget allows; what rounding
+        leaves over goes to single steps, in order.
+        """
+        decisions = self.space.decisions
+        ratios = sorted({ratio for decision in decisions for ratio in decision.ratios})
+        index = self.budget.largest_feasible(
+            range(len(ratios)), lambda index: self.space.cost(self._rounded(ratios[index]))
+        )
+        strategy = self._rounded(ratios[index])
+        if not self.budget.allows(self.space.cost(strategy)):
+            strategy = dict(self.floor)
+        for name, choices in self.choices.items():
+            larger = [choice for choice in choices if choice > strategy[name]]
+            if larger and self.budget.allows(self.space.cost({**strategy, name: larger[0]})):
+                strategy[name] = larger[0]
+        return strategy
+
+    def _rounded(self, ratio: float) -> dict[str, int]:
+        return {d.name: self._nearest(d, ratio) for d in self.space.decisions}
+
+    def _nearest(self, decision: Decision, ratio: float) -> int:
+        """The choice worth taking whose keep ratio is nearest."""
+        choices = self.choices[decision.name]
+        distances = [abs(self.space.encode(decision, choice) - ratio) for choice in choices]
+        return choices[int(np.argmin(distances))]
+
+
+def _fastest(space: CompressionSpace) -> dict[str, int]:
+    """A strategy whose latency no single decision can lower."""
+    strategy = space.smallest
+    for _ in range(_PASSES):
+        before = dict(strategy)
+        for decision in space.decisions:
+            times = _latencies(space, decision, strategy)
+            strategy[decision.name] = decision.choices[int(np.argmin(times))]
+        if strategy == before:
+            break
+    return strategy
+
+
+def _undominated(
+    space: CompressionSpace, decision: Decision, references: tuple[Strategy, ...]
+) -> tuple[int, ...]:
+    """The choices that are faster than every larger one, with the other decisions as in one of the
+    references.
+    """
+    keep = {decision.choices[-1]}
+    for reference in references:
+        times = _latencies(space, decision, reference)
+        noise = DOMINATED * float(np.ptp(times))
+        fastest = times[-1]
+        for choice, time in zip(decision.choices[-2::-1], times[-2::-1], strict=True):
+            if time < fastest - noise:
+                fastest = time
+                keep.add(choice)
+    return tuple(sorted(keep))
+
+
+def _latencies(space: CompressionSpace, decision: Decision, base: Strategy) -> list[float]:
+    return [
+        space.cost({**base, decision.name: choice})["latency_ms"] for choice in decision.choices
+    ]

@@ -1,0 +1,77 @@
+"""Tables for people, on the console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from amc.cost.device import DeviceProfile
+from amc.network.layers import LayerTable
+
+_COSTS = (("macs", "MACs"), ("params", "params"), ("memory_bytes", "memory, bytes"))
+
+
+def percent(fraction: float) -> str:
+    """A fraction as people read it."""
+    return f"{100 * fraction:.2f}%"
+
+
+def comparison(title: str | None = None) -> Table:
+    """An empty table of the baseline against the compressed network."""
+    return Table("", "baseline", "compressed", "ratio", title=title)
+
+
+def add_accuracy(table: Table, label: str, before: float, after: float) -> None:
+    """A row of accuracies."""
+    table.add_row(label, percent(before), percent(after), "")
+
+
+def add_costs(table: Table, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Rows of the costs on paper; the predicted latency where a device is known."""
+    for metric, label in _COSTS:
+        ratio = after[metric] / before[metric]
+        table.add_row(label, f"{before[metric]:,}", f"{after[metric]:,}", f"{ratio:.3f}")
+    if before["latency_ms"] is not None:
+        times = before["latency_ms"], after["latency_ms"]
+        _add_times(table, "latency, predicted, ms", *times, times[1] / times[0])
+
+
+def add_measured(table: Table, latency: dict[str, Any] | None) -> None:
+    """What was measured, in turn, on this machine (`Problem.measured_latency`)."""
+    if latency is not None:
+        how = f"{latency['runtime']}, threads {latency['threads']}, batch {latency['batch']}"
+        times = latency["baseline"], latency["compressed"]
+        _add_times(table, f"latency, measured here, ms\n({how})", *times, latency["ratio"])
+
+
+def _add_times(table: Table, label: str, before: float, after: float, ratio: float) -> None:
+    table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{ratio:.3f}")
+
+
+def layers(table: LayerTable, ms: float) -> Table:
+    """The layers that cost MACs, and the whole network with its measured latency."""
+    shown = Table("layer", "kind", "in", "out", "kernel", "output", "MACs", "params")
+    for layer in table:
+        if layer.kind in ("conv", "linear"):
+            kernel, size = ("x".join(map(str, pair)) for pair in (layer.kernel, layer.output_size))
+            widths = str(layer.in_channels), str(layer.out_channels)
+            counts = f"{layer.macs:,}", f"{layer.params:,}"
+            shown.add_row(layer.name, layer.kind, *widths, kernel, size, *counts)
+    total = f"{table.macs:,}", f"{table.params:,}"
+    shown.add_row(f"all: {ms:.3f} ms", "", "", "", "", "", *total, style="bold")
+    return shown
+
+
+def fidelity(profile: DeviceProfile) -> Table:
+    """How well a device profile predicts the networks that it was checked on."""
+    shown = Table(
+        "network", "untouched, ms", "strategies", "median error", "worst", "rank correlation"
+    )
+    for name, fit in profile.networks.items():
+        found = fit.fidelity
+        if found is not None:
+            errors = percent(found.median_ape), percent(found.worst_ape)
+            numbers = f"{fit.reference_ms:.3f}", str(found.strategies)
+            shown.add_row(name, *numbers, *errors, f"{found.spearman:.3f}")
+    return shown
