@@ -110,8 +110,7 @@ def emit_bench(
     grids = [
         (family, point)
         for family, (ins, outs) in families.items()
-        for row in LayerTimes.grid(family, ins, outs)
-        for point in row
+        for point in LayerTimes.needed(family, ins, outs)
     ]
     strategies = random_strategies(space, FITTED + CHECKED, seed)
     total = 2 * len(grids) + len(strategies)

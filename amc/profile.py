@@ -120,7 +120,7 @@ def plan(
 
     def at(axis: int, width: int, other: int) -> Pair:
         if family.group is not None:
-            return width, width // family.group[0] * family.group[1]
+            return width, family.grouped_outputs(width)
         return (width, other) if axis == 0 else (other, width)
 
     legal = [sorted(widths.ins), sorted(widths.outs)]
@@ -128,7 +128,7 @@ def plan(
     missing: dict[Pair, None] = {}  # ordered
     for axis in (0,) if family.group is not None else (0, 1):
         values, others = legal[axis], legal[1 - axis]
-        chosen[axis] = {values[0], values[len(values) // 2], values[-1], *lines[axis]}
+        chosen[axis] = {*LayerTimes.knots(values), *lines[axis]}
         intervals = list(pairwise(sorted(chosen[axis])))
         while intervals:
             low, high = intervals.pop()
@@ -149,8 +149,8 @@ def plan(
                 intervals += pairwise([low, *probes, high])
     grid = [sorted(lines) for lines in chosen]
     if not missing:
-        pairs = (pair for row in LayerTimes.grid(family, *grid) for pair in row)
-        missing.update(dict.fromkeys(pair for pair in pairs if pair not in known))
+        needed = LayerTimes.needed(family, *grid)
+        missing.update(dict.fromkeys(pair for pair in needed if pair not in known))
     return grid[0], grid[1], list(missing)
 
 

@@ -2,7 +2,7 @@
 would take there.
 
 - `Family`         layers that differ in their channels only
-- `LayerTimes`     the measured times of one family, over a grid of channel counts
+- `LayerTimes`     the measured times of one family, over its channel counts
 - `DeviceProfile`  all families, and how well their sum predicts whole networks; a readable file
 - `LatencyModel`   a profile with the overhead of one network: milliseconds of a layer table
 """
@@ -13,7 +13,7 @@ import importlib.resources
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -59,6 +59,11 @@ class Family(Facts):
             followed_by=layer.followed_by,
         )
 
+    def grouped_outputs(self, in_channels: int) -> int:
+        """The output channels of a grouped layer with so many input channels."""
+        assert self.group is not None
+        return in_channels // self.group[0] * self.group[1]
+
     def __str__(self) -> str:
         sizes = [f"{height}x{width}" for height, width in (self.input_size, self.output_size)]
         shape = f"{self.kernel[0]}x{self.kernel[1]} " if self.kind == "conv" else ""
@@ -77,40 +82,47 @@ class Point(NamedTuple):
 
 
 class LayerTimes(Facts):
-    """The times of one family on a grid of channel counts; between its lines they are interpolated
-    linearly. In a grouped family the output channels follow from the input channels.
+    """The times of one family, over its channels in and out.
+
+    Measured is every line along three lines that cross it, its *knots*: the first, the middle and
+    the last. Between them times are blended so that all measured ones are met exactly (Gordon 1971,
+    a Boolean sum of interpolations); between the lines of an axis they are linear. In a grouped
+    family the output channels follow from the input channels: there is one axis.
     """
 
     family: Family
-    in_channels: tuple[int, ...] = ()  # the lines of the grid, ascending
+    in_channels: tuple[int, ...] = ()  # the lines, ascending; none: measuring was stopped
     out_channels: tuple[int, ...] = ()  # empty in a grouped family
-    points: tuple[Point, ...] = ()  # beside the grid's there may be some that only checked it
+    points: tuple[Point, ...] = ()  # beside those on the lines some that only checked them
 
     @model_validator(mode="after")
     def _complete(self) -> LayerTimes:
-        known = {(point.in_channels, point.out_channels) for point in self.points}
-        for pair in (pair for row in self._pairs() for pair in row):
-            if pair not in known:
+        for pair in self.needed(self.family, self.in_channels, self.out_channels):
+            if pair not in self._known:
                 raise ValueError(f"{self.family} has no time for {pair[0]} to {pair[1]} channels")
         return self
 
-    @staticmethod
-    def grid(
-        family: Family, in_channels: Sequence[int], out_channels: Sequence[int]
-    ) -> list[list[tuple[int, int]]]:
-        """The (in, out) channels of a grid's points; a grouped family has one row."""
-        if family.group is not None:
-            a, b = family.group
-            return [[(width, width // a * b) for width in in_channels]]
-        return [[(a, b) for b in out_channels] for a in in_channels]
-
-    def _pairs(self) -> list[list[tuple[int, int]]]:
-        return self.grid(self.family, self.in_channels, self.out_channels)
-
     @cached_property
-    def _times(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        known = {(point.in_channels, point.out_channels): point.ms for point in self.points}
-        return np.array([[known[pair] for pair in row] for row in self._pairs()])
+    def _known(self) -> dict[tuple[int, int], float]:
+        return {(point.in_channels, point.out_channels): point.ms for point in self.points}
+
+    @staticmethod
+    def knots(lines: Sequence[int]) -> list[int]:
+        """The first, the most central and the last of some lines."""
+        if not lines:
+            return []
+        middle = (lines[0] + lines[-1]) / 2
+        return sorted({lines[0], min(lines, key=lambda line: abs(line - middle)), lines[-1]})
+
+    @classmethod
+    def needed(
+        cls, family: Family, ins: Sequence[int], outs: Sequence[int]
+    ) -> list[tuple[int, int]]:
+        """The (in, out) channels that must be measured for these lines."""
+        if family.group is not None:
+            return [(width, family.grouped_outputs(width)) for width in ins]
+        along = [(a, b) for a in cls.knots(ins) for b in outs]
+        return list(dict.fromkeys(along + [(a, b) for b in cls.knots(outs) for a in ins]))
 
     def ms(self, in_channels: int, out_channels: int) -> float:
         """The median time of a layer of this family.
@@ -127,9 +139,24 @@ class LayerTimes(Facts):
                     f"(measured: {measured}): measure this network with `amc profile`"
                 )
         if self.family.group is not None:
-            return float(np.interp(in_channels, self.in_channels, self._times[0]))
-        rows = [np.interp(out_channels, self.out_channels, row) for row in self._times]
-        return float(np.interp(in_channels, self.in_channels, rows))
+            times = [self._known[width, self.family.grouped_outputs(width)] for width in axes[0][1]]
+            return float(np.interp(in_channels, self.in_channels, times))
+        return self._blended(in_channels, out_channels)
+
+    def _blended(self, in_channels: int, out_channels: int) -> float:
+        ins, outs = self.knots(self.in_channels), self.knots(self.out_channels)
+
+        def along_out(a: int, lines: Sequence[int]) -> float:
+            return float(np.interp(out_channels, lines, [self._known[a, b] for b in lines]))
+
+        def along_in(b: int) -> float:
+            lines = self.in_channels
+            return float(np.interp(in_channels, lines, [self._known[a, b] for a in lines]))
+
+        over_in = np.interp(in_channels, ins, [along_out(a, self.out_channels) for a in ins])
+        over_out = np.interp(out_channels, outs, [along_in(b) for b in outs])
+        over_both = np.interp(in_channels, ins, [along_out(a, outs) for a in ins])
+        return max(0.0, float(over_in + over_out - over_both))
 
 
 class Fidelity(Facts):

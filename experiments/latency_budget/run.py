@@ -1,0 +1,177 @@
+"""Search to half the latency and to half the MACs, then measure both results and the baseline in
+turn.
+
+    AMC_DATA_DIR=... AMC_WEIGHTS_DIR=... python experiments/latency_budget/run.py
+
+ResNet-56 is searched with real accuracy, in ordinary runs under runs/latency_budget (stopped ones
+are resumed, finished ones not repeated). MobileNet-V2 has random weights and a stub for its reward
+(`stub`): it is here for the latency only. Measures when nothing else runs: --measure does only
+that. Writes results.csv and fidelity.csv beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pandas as pd
+import torch
+from amc.agents.ddpg import DDPGAgent
+from amc.envs import ENV_ID
+from rich.console import Console
+
+from amc.config import load_config, parse_config
+from amc.cost.budget import Budget
+from amc.cost.device import DeviceProfile, load_device
+from amc.evaluate.evaluator import Outcome
+from amc.evaluate.rewards import Score
+from amc.problem import untrained_space
+from amc.profile import structure_of
+from amc.progress import ConsoleReport
+from amc.run import write_json
+from amc.runtime import compare, make_runtime
+from amc.search import resume, search
+from amc.spaces.base import CompressionSpace, Strategy
+
+HERE = Path(__file__).parent
+RUNS = HERE.parents[1] / "runs" / "latency_budget"
+DEVICE = "xeon_onnxruntime_1thread"
+METRICS = ("latency_ms", "macs")
+SEEDS = (0,)
+QUICK = ["evaluate.racing=0.9", "evaluate.images=2000", "evaluate.calibration_images=500"]
+MOBILENET = "torchvision:mobilenet_v2"
+
+
+def resnet56(metric: str, seed: int) -> dict[str, Any]:
+    """The best strategy of a run, made or finished where it has to be."""
+    overrides = [f"budget.metric={metric}", "budget.ratio=0.5", f"seed={seed}", *QUICK]
+    config = load_config("cifar10_resnet56_channel_latency50", overrides)[1]
+    name, report = f"resnet56_{metric}", ConsoleReport(Console(stderr=True))
+    found = sorted((RUNS / name).glob(f"s{seed}-*"))
+    if not found:
+        return search(config, out=RUNS, name=name, report=report).best
+    lines = (found[-1] / "episodes.jsonl").read_text().count("\n")
+    if lines <= config.agent["episodes"]:
+        return resume(found[-1], report=report).best
+    best: dict[str, Any] = json.loads((found[-1] / "best.json").read_text())
+    return best
+
+
+def mobilenet_space() -> CompressionSpace:
+    space = untrained_space(
+        parse_config(
+            {
+                "model": MOBILENET,
+                "space": {"name": "channel", "round_to": 8, "repair": "none"},
+                "budget": {"ratio": 0.5},
+            }
+        )
+    )
+    space.latency = load_device(DEVICE).latency_model(MOBILENET)
+    return space
+
+
+def stub(space: CompressionSpace, strategy: Strategy) -> float:
+    """NOT an accuracy: 1 plus the mean logarithm of the keep ratios, which falls faster the more
+    one decision loses.
+    """
+    ratios = [space.encode(decision, strategy[decision.name]) for decision in space.decisions]
+    return 1 + float(np.mean(np.log(ratios)))
+
+
+def mobilenet(metric: str, seed: int) -> dict[str, Any]:
+    """The best of 400 episodes of the agent on the stub."""
+    path = RUNS / f"mobilenet_v2_{metric}_s{seed}.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    space = mobilenet_space()
+    budget = Budget.of(metric, space.cost({}), ratio=0.5)  # type: ignore[arg-type]
+    outcomes: list[Outcome] = []
+
+    def evaluate(strategy: Strategy) -> Outcome:
+        value, cost = stub(space, strategy), space.cost(strategy)
+        score = Score(value, 0.0, 0.0)
+        outcome = Outcome(dict(strategy), (), score, cost, value - 1, budget.allows(cost), 0.0)
+        outcomes.append(outcome)
+        return outcome
+
+    env = gymnasium.make(ENV_ID, space=space, budget=budget, evaluate=evaluate)
+    options = DDPGAgent.Options(episodes=400, warmup_episodes=100, sigma_decay=0.99)
+    agent = DDPGAgent(env, len(space.decisions), options, seed)
+    report = ConsoleReport(Console(stderr=True))
+    agent.run(lambda: report(f"MobileNet-V2, {metric}", agent.episodes_done, options.episodes))
+    assert all(outcome.feasible for outcome in outcomes)
+    best = max(outcomes, key=lambda outcome: outcome.reward)
+    found = {"strategy": best.strategy, "stub": best.score.accuracy, **best.cost.as_dict()}
+    write_json(path, found)
+    return found
+
+
+def rows(name: str, space: CompressionSpace, bests: dict[tuple[str, int], dict[str, Any]]) -> list:
+    """One row a result; all results of a network and its baseline are measured in one go."""
+    profile = load_device(DEVICE)
+    runtime = make_runtime(profile.runtime, profile.threads)
+    example = torch.randn((1, *space.network.input_shape))
+    models = {("baseline", 0): space.network.model}
+    models |= {key: structure_of(space, best["strategy"]) for key, best in bests.items()}
+    labels = {str(key): model for key, model in models.items()}
+    times = compare(runtime, labels, example, seconds=20.0)
+    baseline = times[str(("baseline", 0))]["ms"]
+    original = space.cost({})
+    result = []
+    for (metric, seed), best in bests.items():
+        found = times[str((metric, seed))]
+        cost = space.cost(best["strategy"])
+        row = {"network": name, "runtime": f"{runtime.name} {runtime.version}"}
+        row |= {"search_metric": metric, "seed": seed, "predicted_ms": round(cost.latency_ms, 4)}
+        row |= {"measured_ms": round(found["ms"], 4), "baseline_measured_ms": round(baseline, 4)}
+        row |= {"speedup": round(1 / found["ratio"], 3)}
+        row |= {"macs_ratio": round(cost.macs / original.macs, 4)}
+        row |= {"search_accuracy": best.get("search_accuracy"), "stub": best.get("stub")}
+        row |= {"baseline_predicted_ms": round(original.latency_ms, 4)}
+        result.append(row)
+    return result
+
+
+def fidelity() -> list[dict[str, Any]]:
+    """What the profiles say of themselves: the shipped ones and those beside this file."""
+    profiles = [load_device(name) for name in (DEVICE, DEVICE.replace("1thread", "2threads"))]
+    profiles += [
+        DeviceProfile.parse(path.read_text(), str(path)) for path in sorted(HERE.glob("*.yaml"))
+    ]
+    result = []
+    for profile in profiles:
+        runtime = f"{profile.runtime} {profile.runtime_version}, threads {profile.threads}"
+        for network, fit in profile.networks.items():
+            found = fit.fidelity
+            assert found is not None
+            row = {"network": network, "runtime": runtime, "strategies": found.strategies}
+            row |= {"median_ape": found.median_ape, "worst_ape": found.worst_ape}
+            result.append({**row, "spearman": found.spearman})
+    return result
+
+
+def main() -> None:
+    keys = [(metric, seed) for metric in METRICS for seed in SEEDS]
+    found = {"mobilenet_v2": {key: mobilenet(*key) for key in keys}}
+    found["resnet56"] = {key: resnet56(*key) for key in keys}
+    config = load_config("cifar10_resnet56_channel_latency50")[1]
+    resnet = untrained_space(config)
+    resnet.latency = load_device(DEVICE).latency_model("cifar:resnet56")
+    table = rows("resnet56", resnet, found["resnet56"])
+    table += rows("mobilenet_v2", mobilenet_space(), found["mobilenet_v2"])
+    frame = pd.DataFrame(table)
+    frame.to_csv(HERE / "results.csv", index=False)
+    print(frame.to_string(index=False))
+    frame = pd.DataFrame(fidelity())
+    frame.to_csv(HERE / "fidelity.csv", index=False)
+    print(frame.to_string(index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

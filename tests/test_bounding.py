@@ -1,0 +1,112 @@
+"""Law 2 where the cost is a measured latency: with steps, noise, and widths that are slower than
+larger ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from zoo import zoo_network
+
+from amc.cost.budget import Budget
+from amc.errors import UserError
+from amc.network.layers import LayerTable
+from amc.spaces.bounding import Bounds
+from amc.spaces.channel import ChannelSpace
+from amc.testing import walk
+
+
+class Stairs:
+    """Blocks of 16 output channels; a width that is no multiple of 4 takes half as long again;
+    noise that is always the same for the same layer.
+    """
+
+    def __init__(self, noise: float = 0.0, odd: float = 1.5) -> None:
+        self.noise, self.odd = noise, odd
+
+    def latency_ms(self, table: LayerTable) -> float:
+        total = 0.0
+        for layer in table:
+            if layer.kind in ("conv", "linear"):
+                seed = (layer.in_channels, layer.out_channels, *layer.input_size)
+                shake = 1 + self.noise * np.random.default_rng(seed).standard_normal()
+                blocks = 16 * math.ceil(layer.out_channels / 16) / layer.out_channels
+                odd = self.odd if layer.out_channels % 4 else 1.0
+                total += 1e-6 * layer.macs * blocks * odd * abs(shake)
+        return total
+
+
+def space_on(device: Stairs, name: str = "resnet20", round_to: int = 2) -> ChannelSpace:
+    options = {"repair": "none", "round_to": round_to, "min_ratio": 0.2}
+    space = ChannelSpace(zoo_network(name), options)
+    space.latency = device  # type: ignore[assignment]
+    return space
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("ratio", [0.7, 0.45])
+def test_no_episode_ends_over_a_latency_budget(noise: float, ratio: float) -> None:
+    space = space_on(Stairs(noise))
+    budget = Budget.of("latency_ms", space.cost({}), ratio=ratio)
+    generator = np.random.default_rng(0)
+    for act in (lambda: 1.0, lambda: 0.0, lambda: float(generator.random())):
+        for _ in range(4):
+            assert budget.allows(space.cost(walk(space, budget, act)))
+    assert budget.allows(space.cost(Bounds.of(space, budget).uniform()))
+
+
+def test_all_ones_use_the_budget_up() -> None:
+    space = space_on(Stairs())
+    budget = Budget.of("latency_ms", space.cost({}), ratio=0.6)
+    largest = space.cost(walk(space, budget, lambda: 1.0))
+    assert largest["latency_ms"] > 0.9 * budget.limit
+
+
+def test_choices_that_a_larger_one_beats_are_struck_out() -> None:
+    space = space_on(Stairs())
+    bounds = Bounds.of(space, Budget.of("latency_ms", space.cost({}), ratio=0.9))
+    for decision in space.decisions:
+        kept = bounds.choices[decision.name]
+        assert kept[-1] == decision.choices[-1] and bounds.floor[decision.name] in kept
+        assert not [choice for choice in kept if choice % 4], "an odd width is never worth it"
+        times = [
+            space.cost({**bounds.floor, decision.name: choice})["latency_ms"] for choice in kept
+        ]
+        assert all(a < 1.01 * b for a, b in itertools.pairwise(times))
+
+
+def test_other_metrics_keep_every_choice_and_the_smallest_floor() -> None:
+    space = space_on(Stairs())
+    bounds = Bounds.of(space, Budget.of("macs", space.cost({}), ratio=0.5))
+    assert bounds.floor == space.smallest
+    assert bounds.choices == {d.name: d.choices for d in space.decisions}
+
+
+def test_an_action_means_the_nearest_choice_that_is_left() -> None:
+    space = space_on(Stairs(), "plain20")
+    bounds = Bounds.of(space, Budget.of("latency_ms", space.cost({}), ratio=1.0))
+    decision = next(d for d in space.decisions if d.choices[-1] == 64)
+    for choice in bounds.choices[decision.name]:
+        ratio = space.encode(decision, choice) + 0.01
+        assert bounds.choose({}, decision, ratio) == choice
+
+
+def test_an_unreachable_latency_is_refused_with_the_smallest() -> None:
+    space = space_on(Stairs())
+    least = space.cost(Bounds.of(space, Budget("latency_ms", 1e9)).floor)["latency_ms"]
+    with pytest.raises(UserError, match=f"latency_ms cannot be reached.*{least:.6g}"):
+        Bounds.of(space, Budget("latency_ms", 0.99 * least))
+    assert Bounds.of(space, Budget("latency_ms", least)).uniform()
+
+
+def test_the_smallest_choice_may_be_slow() -> None:
+    """A floor of the smallest widths would make a budget look out of reach that is not."""
+    space = space_on(Stairs(odd=5.0), round_to=1)
+    smallest = space.cost(space.smallest)["latency_ms"]
+    floor = Bounds.of(space, Budget("latency_ms", 1e9)).floor
+    assert space.cost(floor)["latency_ms"] < 0.7 * smallest
+    budget = Budget("latency_ms", 0.8 * smallest)
+    assert budget.allows(space.cost(walk(space, budget, lambda: 0.0)))
