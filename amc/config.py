@@ -67,7 +67,7 @@ class EvaluateConfig(Section):
         ge=0.5,
         lt=1,
         description="stop measuring a strategy once it is worse than the best so far with this "
-        "confidence (0.99, say); none: measure all on all images",
+        "confidence (0.9, say); none: measure all on all images",
     )
 
 

@@ -96,7 +96,7 @@ def plot_profile(profile: DeviceProfile, path: Path) -> None:
         ylabel="time (µs)",
         title="The layers that take longest",
     )
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.45 * right.get_ylim()[1])  # room for the legend
     right.legend(fontsize=8, loc="upper left")
     threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
     figure.suptitle(

@@ -65,9 +65,10 @@ def layers(table: LayerTable, ms: float) -> Table:
 
 def fidelity(profile: DeviceProfile) -> Table:
     """How well a device profile predicts the networks that it was checked on."""
-    shown = Table(
-        "network", "untouched, ms", "strategies", "median error", "worst", "rank correlation"
-    )
+    shown = Table()
+    shown.add_column("network", overflow="fold", min_width=16)
+    for column in ("ms", "strategies", "median error", "worst", "rank correlation"):
+        shown.add_column(column, justify="right")
     for name, fit in profile.networks.items():
         found = fit.fidelity
         if found is not None:

@@ -47,10 +47,10 @@ class Budget:
         """
         if not self.allows(smallest):
             least, whole = smallest[self.metric], original[self.metric]
+            digits = 6 if self.metric == "latency_ms" else 10
             raise UserError(
-                f"the budget of {self.limit:.10g} {self.metric} cannot be reached: the smallest "
-                "possible is "
-                f"{least:.10g} (ratio {least / whole:.4f})"
+                f"the budget of {self.limit:.{digits}g} {self.metric} cannot be reached: the "
+                f"smallest possible is {least:.{digits}g} (ratio {least / whole:.4f})"
             )
 
     def largest_feasible(self, choices: Sequence[int], cost: Callable[[int], Cost]) -> int:

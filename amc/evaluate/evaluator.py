@@ -21,11 +21,12 @@ from amc.evaluate.inference import (
     Precision,
     has_bf16_units,
     logits,
+    mean_score,
     per_image,
     prepared,
     score,
 )
-from amc.evaluate.racing import blocks, estimate, is_hopeless, mean_score
+from amc.evaluate.racing import blocks, estimate, is_hopeless
 from amc.evaluate.rewards import Reward, Score
 from amc.spaces.base import CompressionSpace, Strategy
 

@@ -127,4 +127,9 @@ def per_image(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) 
 
 def score(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) -> Score:
     """The means of `per_image`."""
-    return Score(*per_image(outputs, labels, reference).mean(0).tolist())
+    return mean_score(per_image(outputs, labels, reference))
+
+
+def mean_score(values: Tensor) -> Score:
+    """The score of some images, from `per_image` (n, 3)."""
+    return Score(*values.mean(0).tolist())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from scipy.stats import t
 from torch import Tensor
 
+from amc.evaluate.inference import mean_score
 from amc.evaluate.rewards import Score
 
 FIRST = 250  # images in the first block; every further look comes after twice as many
@@ -88,8 +89,3 @@ def estimate(candidate: Tensor, leader: Tensor, leader_whole: Score) -> Score:
         )
     )
     return Score(min(1.0, max(0.0, accuracy)), max(0.0, entropy), max(0.0, kl))
-
-
-def mean_score(values: Tensor) -> Score:
-    """The score of some images, from `per_image` (n, 3)."""
-    return Score(*values.mean(0).tolist())
