@@ -171,10 +171,10 @@ def profile(
 
     Ctrl-C loses nothing: the same command goes on.
     """
-    from amc.bench import emit_bench, import_csv
     from amc.config import config_of
     from amc.problem import untrained_space
-    from amc.profile import measure_profile, profile_path, time_of
+    from amc.profiling.bench import emit_bench, import_csv
+    from amc.profiling.survey import measure_profile, profile_path, time_of
     from amc.report import plot_profile
     from amc.run import write_bytes
     from amc.runtime import make_runtime
@@ -250,18 +250,14 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def _closing(result: Any, as_json: bool) -> None:
-    from amc.profile import structure_of
+    from amc.profiling.reach import structure_of
 
     best, run, problem = result.best, result.run, result.problem
     table = tables.comparison(f"best strategy: episode {best['episode']}")
     accuracies = best["baseline"]["search_accuracy"], best["search_accuracy"]
     tables.add_accuracy(table, "search accuracy", *accuracies)
     tables.add_costs(table, best["baseline"], best)
-    latency = None
-    try:
-        latency = problem.measured_latency(structure_of(problem.space, best["strategy"]))
-    except UserError as error:
-        err.print(f"latency was not measured: {error}", highlight=False, soft_wrap=True)
+    latency = problem.measured_latency(structure_of(problem.space, best["strategy"]))
     tables.add_measured(table, latency)
     for layer, why in list(problem.space.left_alone.items())[:5]:
         err.print(f"left alone: {layer}: {why}", highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from amc.envs.compression import CompressionEnv
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.rewards import Score
 from amc.network.builtin import CifarResNet
-from amc.network.layers import LayerTable, evaluating, example_input
+from amc.network.layers import LayerSpec, LayerTable, evaluating, example_input
 from amc.network.trace import Network, trace
 from amc.spaces.base import CompressionSpace, Strategy
 
@@ -132,14 +132,7 @@ def random_strategy(space: CompressionSpace, seed: int) -> dict[str, int]:
 
 def same_table(paper: LayerTable, metal: LayerTable) -> str | None:
     """The first difference between two layer tables; None where there is none."""
-    a = [
-        (layer.name, layer.macs, layer.params, layer.in_channels, layer.out_channels)
-        for layer in paper
-    ]
-    b = [
-        (layer.name, layer.macs, layer.params, layer.in_channels, layer.out_channels)
-        for layer in metal
-    ]
+    a, b = [_facts(layer) for layer in paper], [_facts(layer) for layer in metal]
     if len(a) != len(b):
         return f"{len(a)} layers on paper, {len(b)} in the network"
     different = next(
@@ -151,6 +144,15 @@ def same_table(paper: LayerTable, metal: LayerTable) -> str | None:
         if peaks[0] == peaks[1]
         else f"memory_bytes {peaks[0]} on paper, {peaks[1]} in the network"
     )
+
+
+def _facts(layer: LayerSpec) -> tuple[Any, ...]:
+    """What must be the same on paper and in the network: costs, channels, and what the time of a
+    layer depends on.
+    """
+    costs = (layer.name, layer.macs, layer.params, layer.in_channels, layer.out_channels)
+    sizes = (layer.kernel, layer.stride, layer.groups, layer.input_size, layer.output_size)
+    return (*costs, *sizes, layer.followed_by)
 
 
 def _check_decisions(space: CompressionSpace) -> None:

@@ -12,10 +12,10 @@ import pytest
 from torch import nn
 
 from amc import cli
-from amc.bench import MANIFEST, emit_bench, import_csv
 from amc.cost.device import load_device
 from amc.errors import UserError
 from amc.network.trace import Network
+from amc.profiling.bench import MANIFEST, emit_bench, import_csv
 from amc.spaces.channel import ChannelSpace
 
 OVERHEAD_MS = 0.3

@@ -31,11 +31,12 @@ class Stairs:
         total = 0.0
         for layer in table:
             if layer.kind in ("conv", "linear"):
-                seed = (layer.in_channels, layer.out_channels, *layer.input_size)
-                shake = 1 + self.noise * np.random.default_rng(seed).standard_normal()
+                shake = 1 + self.noise * math.sin(
+                    7.3 * layer.in_channels + 3.1 * layer.out_channels
+                )
                 blocks = 16 * math.ceil(layer.out_channels / 16) / layer.out_channels
                 odd = self.odd if layer.out_channels % 4 else 1.0
-                total += 1e-6 * layer.macs * blocks * odd * abs(shake)
+                total += 1e-6 * layer.macs * blocks * odd * shake
         return total
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from amc.config import load_config
 from amc.problem import Problem
+from amc.spaces.bounding import Bounds
 
 pytestmark = pytest.mark.cifar10
 
@@ -43,7 +44,7 @@ def test_repair_on_real_images(resnet20: Problem) -> None:
             space,
             resnet20.budget,
         )
-        outcome = problem.evaluator()(space.uniform_within(resnet20.budget))
+        outcome = problem.evaluator()(Bounds.of(space, resnet20.budget).uniform())
         assert outcome.feasible
         accuracies[repair] = outcome.score.accuracy
     assert accuracies["sequential"] > 0.7 > accuracies["none"] + 0.3

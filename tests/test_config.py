@@ -66,7 +66,7 @@ def test_overrides() -> None:
         ("budget.ratio=0", "must be above 0"),
         ("budget.ratio=1.5", "at most 1"),
         ("budget.metric=mac", "did you mean 'macs'"),
-        ("budget.metric=latency_ms", "device profiles"),
+        ("budget.metric=latency_ms", "needs a device"),
         ("budget.ratio=null", "either ratio or limit"),
         ("space.name=chanel", "did you mean 'channel'"),
         ("agent.name=ddgp", "did you mean 'ddpg'"),

@@ -19,7 +19,7 @@ from amc.errors import UserError
 from amc.evaluate.data import Dataset
 from amc.evaluate.rewards import Score, latency, memory
 from amc.network.trace import Network
-from amc.profile import measure_profile
+from amc.profiling.survey import measure_profile
 from amc.spaces.channel import ChannelSpace
 
 

@@ -30,7 +30,7 @@ from amc.cost.device import DeviceProfile, load_device
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.rewards import Score
 from amc.problem import untrained_space
-from amc.profile import structure_of
+from amc.profiling.reach import structure_of
 from amc.progress import ConsoleReport
 from amc.run import write_json
 from amc.runtime import compare, make_runtime

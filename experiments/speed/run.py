@@ -36,6 +36,7 @@ from amc.network.layers import evaluating
 from amc.network.models import build_model, load_weights
 from amc.network.trace import Network
 from amc.spaces.base import Strategy
+from amc.spaces.bounding import Bounds
 from amc.spaces.channel import ChannelSpace
 from amc.surgery.reconstruct import Sampler, reestimate_batchnorm, ridge_solve
 
@@ -79,7 +80,7 @@ class Case:
 
     def strategies(self) -> list[Strategy]:
         """One to warm up with, then those that are timed."""
-        found = [self.space.uniform(0.6), self.space.uniform_within(self.budget)]
+        found = [self.space.uniform(0.6), Bounds.of(self.space, self.budget).uniform()]
 
         def record(strategy: Strategy) -> Any:
             found.append(dict(strategy))

@@ -11,22 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amc.cost.device import DeviceProfile, Family, LayerTimes, Point
+from amc.cost.device import DeviceProfile
+from amc.cost.layer_times import Family, LayerTimes, Point
 from amc.errors import UserError
 from amc.network.layers import example_input
-from amc.profile import (
-    CHECKED,
-    FITTED,
-    Copies,
-    copies_of,
-    fit_network,
-    layer_input,
-    new_profile,
-    random_strategies,
-    step_of,
-    structure_of,
-    widths_of,
-)
+from amc.profiling.copies import Copies, copies_of, layer_input
+from amc.profiling.reach import random_strategies, step_of, structure_of, widths_of
+from amc.profiling.survey import CHECKED, FITTED, fit_network, new_profile
 from amc.progress import Report, silent
 from amc.run import write_bytes, write_json
 from amc.runtime import onnx_bytes

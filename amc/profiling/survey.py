@@ -4,252 +4,41 @@ their sum predicts whole networks.
 A layer is timed as the runtime runs it inside a network, with its BatchNorm and activation. Models
 of 1 and of `COPIES` copies of it beside each other are timed in turn; their difference holds no
 call overhead, and no conversion of the input's layout.
-
-The grid of channel counts is adaptive: an interval is halved until linear interpolation is right to
-`TOLERANCE` in its middle, and one legal width beside it (a staircase can be right in its middle).
 """
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise, product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from torch import Tensor, nn
 
-from amc.cost.device import (
-    DeviceProfile,
-    Family,
-    Fidelity,
-    LatencyModel,
-    LayerTimes,
-    NetworkFit,
-    Point,
-)
+from amc.cost.device import DeviceProfile, Fidelity, LatencyModel, NetworkFit
+from amc.cost.layer_times import Family, LayerTimes, Point
 from amc.errors import UserError
 from amc.network.layers import LayerTable, example_input
 from amc.network.trace import Network
+from amc.profiling.copies import Copies, bytes_of, copies_of, layer_input
+from amc.profiling.grid import Pair, plan
+from amc.profiling.reach import random_strategies, step_of, structure_of, widths_of
 from amc.progress import Report, silent
 from amc.run import processor, write_bytes
 from amc.runtime import Run, Runtime, interleaved, robust_spread
-from amc.spaces.base import CompressionSpace, Strategy
+from amc.spaces.base import CompressionSpace
 
-COPIES = 5
-TOLERANCE = 0.04  # of a layer's time, between the lines of the grid
 FITTED, CHECKED = 16, 40  # whole networks that the overhead is fitted on, and that check it
-_LARGEST = 64e6  # bytes of weights in the copies of one layer, unless two copies are more
 _TOGETHER = 64  # models that are timed in turn, and the bytes of their weights
 _TOGETHER_BYTES = 1e9
 _SAVE_SECONDS = 10.0
 _TIMER_MS = 2e-4  # what the clock and a call leave uncertain
 
 T = TypeVar("T")
-Pair = tuple[int, int]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "hardtanh": F.relu6,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "gelu": F.gelu,
-    "elu": F.elu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "leaky_relu": F.leaky_relu,
-}
-
-
-@dataclass
-class Widths:
-    """The channel counts that the layers of one family can have."""
-
-    ins: set[int] = field(default_factory=set)
-    outs: set[int] = field(default_factory=set)
-
-
-def widths_of(space: CompressionSpace) -> dict[Family, Widths]:
-    """Every family that a space can make of its network, with its channel counts."""
-    found: dict[Family, Widths] = {}
-    alone = [{d.name: choice} for d in space.decisions for choice in d.choices]
-    # where several decisions make one width, more widths come up together than one at a time
-    together = [space.smallest, *random_strategies(space, 200, seed=0)]
-    for strategy in (*alone, *together):
-        for layer in space.resize(strategy):
-            if layer.kind in ("conv", "linear"):
-                widths = found.setdefault(Family.of(layer), Widths())
-                widths.ins.add(layer.in_channels)
-                widths.outs.add(layer.out_channels)
-    return found
-
-
-def step_of(space: CompressionSpace) -> int:
-    """The number that all choices below the whole are multiples of."""
-    return math.gcd(*(choice for d in space.decisions for choice in d.choices[:-1])) or 1
-
-
-def plan(
-    family: Family,
-    widths: Widths,
-    known: Mapping[Pair, Point],
-    tolerance_ms: float,
-    lines: tuple[Iterable[int], Iterable[int]] = ((), ()),
-) -> tuple[list[int], list[int], list[Pair]]:
-    """The grid of one family as far as the known points tell, and the points it still needs.
-
-    Args:
-        family: what is measured.
-        widths: the channel counts that are legal.
-        known: the points measured so far.
-        tolerance_ms: errors of interpolation below this do not matter.
-        lines: lines that the grid has already.
-
-    Returns:
-        lines of input channels, lines of output channels (none in a grouped family), and the
-        missing points; the grid is complete when none is missing.
-    """
-
-    def at(axis: int, width: int, other: int) -> Pair:
-        if family.group is not None:
-            return width, family.grouped_outputs(width)
-        return (width, other) if axis == 0 else (other, width)
-
-    legal = [sorted(widths.ins), sorted(widths.outs)]
-    chosen: list[set[int]] = [set(), set()]
-    missing: dict[Pair, None] = {}  # ordered
-    for axis in (0,) if family.group is not None else (0, 1):
-        values, others = legal[axis], legal[1 - axis]
-        chosen[axis] = {*LayerTimes.knots(values), *lines[axis]}
-        intervals = list(pairwise(sorted(chosen[axis])))
-        while intervals:
-            low, high = intervals.pop()
-            inside = [value for value in values if low < value < high]
-            probes = inside[len(inside) // 2 :][:2]
-            ends = (others[0], others[-1])
-            needs = [at(axis, v, o) for v in (low, *probes, high) for o in ends] if probes else []
-            if lacking := [pair for pair in needs if pair not in known]:
-                missing.update(dict.fromkeys(lacking))
-                continue
-            wrong = False
-            for probe, other in product(probes, ends):
-                a, b, c = (known[at(axis, v, other)].ms for v in (low, probe, high))
-                error = abs(a + (c - a) * (probe - low) / (high - low) - b)
-                wrong |= error > max(TOLERANCE * b, tolerance_ms)
-            if wrong:
-                chosen[axis].update(probes)
-                intervals += pairwise([low, *probes, high])
-    grid = [sorted(lines) for lines in chosen]
-    if not missing:
-        needed = LayerTimes.needed(family, *grid)
-        missing.update(dict.fromkeys(pair for pair in needed if pair not in known))
-    return grid[0], grid[1], list(missing)
-
-
-class Copies(nn.Module):
-    """Copies of one layer, beside each other on one input, each as it runs inside a network.
-
-    Runtimes compute a sum and a ReLU with the convolution before them, so copies without or with a
-    ReLU add up as at the end of a residual block, ``t = relu(layer(x) + t)``. Another activation is
-    computed with the convolution only where it follows at once: there the outputs are averaged over
-    the positions, and the averages added.
-    """
-
-    def __init__(self, family: Family, pair: Pair, count: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_layer(family, pair) for _ in range(count))
-        names = [name for name in family.followed_by.split("+") if name in _ACTIVATIONS]
-        self.activations = [_ACTIVATIONS[name] for name in names]
-        self.sums_first = names in ([], ["relu"]) or family.kind == "linear"
-
-    def forward(self, x: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for layer in self.layers:
-            y = layer(x)
-            if self.sums_first:
-                total = self._activated(y if total is None else y + total)
-            else:
-                y = F.adaptive_avg_pool2d(self._activated(y), 1)
-                total = y if total is None else y + total
-        assert total is not None
-        return total
-
-    def _activated(self, x: Tensor) -> Tensor:
-        for activation in self.activations:
-            x = activation(x)
-        return x
-
-
-def _layer(family: Family, pair: Pair) -> nn.Module:
-    """A layer of a family, with its BatchNorm where it has one."""
-    norm = "batchnorm" in family.followed_by
-    if family.kind == "linear":
-        linear = nn.Linear(*pair)
-        plain = family.input_size == (1, 1)
-        return nn.Sequential(linear, nn.BatchNorm1d(pair[1])) if norm and plain else linear
-    groups = 1 if family.group is None else pair[0] // family.group[0]
-    conv = nn.Conv2d(
-        *pair, family.kernel, family.stride, _padding(family), groups=groups, bias=not norm
-    )
-    return nn.Sequential(conv, nn.BatchNorm2d(pair[1])) if norm else conv
-
-
-def _padding(family: Family) -> Pair:
-    """The padding that gives the output its size."""
-    sizes = zip(family.input_size, family.output_size, family.kernel, family.stride, strict=True)
-    height, width = (max(0, -(-((o - 1) * s + k - i) // 2)) for i, o, k, s in sizes)
-    return height, width
-
-
-def layer_input(family: Family, in_channels: int, batch: int) -> Tensor:
-    """Standard-normal input for a layer of a family."""
-    shape: tuple[int, ...] = (batch, in_channels)
-    if family.kind == "conv":
-        pads = _padding(family)
-        sizes = zip(family.output_size, family.stride, family.kernel, pads, strict=True)
-        least = tuple((o - 1) * s + k - 2 * p for o, s, k, p in sizes)
-        # a dilated convolution is timed as a plain one with the same output
-        fits = all(
-            (i - need) // s == 0
-            for i, need, s in zip(family.input_size, least, family.stride, strict=True)
-        )
-        shape = (*shape, *(family.input_size if fits else least))
-    elif family.input_size != (1, 1):
-        shape = (batch, family.input_size[0] * family.input_size[1], in_channels)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def copies_of(family: Family, pair: Pair) -> int:
-    """How many copies of a layer are timed against one."""
-    return int(max(2, min(COPIES, _LARGEST // _bytes_of(family, pair))))
-
-
-def _bytes_of(family: Family, pair: Pair) -> float:
-    """Of the weights of one layer."""
-    group = 1 if family.group is None else pair[0] // family.group[0]
-    return 4.0 * pair[0] * pair[1] * math.prod(family.kernel) / group
-
-
-def random_strategies(space: CompressionSpace, count: int, seed: int) -> list[dict[str, int]]:
-    """Strategies spread from small to large: each decision's keep ratio is drawn around a ratio
-    that is drawn for the strategy. The first one is untouched.
-    """
-    generator = np.random.default_rng(seed)
-    strategies = [space.complete({})]
-    while len(strategies) < count:
-        centre = generator.uniform(0.1, 1.0)
-        ratios = np.clip(centre + generator.uniform(-0.3, 0.3, len(space.decisions)), 0.01, 1.0)
-        pairs = zip(space.decisions, ratios, strict=True)
-        strategies.append({d.name: space.decode(d, float(ratio)) for d, ratio in pairs})
-    return strategies
 
 
 def fit_network(sums: Sequence[float], measured: Sequence[float], step: int) -> NetworkFit:
@@ -341,7 +130,7 @@ class _Survey:
         """All points of all grids, in turn."""
         done = 0
         while todo := self._todo():
-            sizes = [_bytes_of(*job) * (1 + copies_of(*job)) for job in todo]
+            sizes = [bytes_of(*job) * (1 + copies_of(*job)) for job in todo]
             for chunk in _chunks(todo, sizes):
                 # the number to come is known only as far as the grids are
                 self.report("measuring layers", done, done + len(todo))
@@ -422,11 +211,6 @@ class _Survey:
         self.profile = DeviceProfile(**{**facts, "layers": layers})
         write_bytes(self.path, self.profile.to_yaml().encode())
         self.saved = time.monotonic()
-
-
-def structure_of(space: CompressionSpace, strategy: Strategy) -> nn.Module:
-    """The network that a strategy makes, without repair: its time does not depend on weights."""
-    return type(space).rebuild(space.network.model, space.describe(strategy)).eval()
 
 
 def profile_path(device: str) -> Path:
