@@ -23,6 +23,7 @@ from amc.network.trace import Network
 from amc.profiling.reach import step_of
 from amc.progress import Report, silent
 from amc.registry import lookup
+from amc.run import processor
 from amc.runtime import Runtime, compare, make_runtime
 from amc.spaces.base import CompressionSpace
 from amc.spaces.bounding import Bounds
@@ -109,7 +110,8 @@ class Problem:
             return []
         runtime = self._runtime()
         installed = None if runtime is None else (runtime.name, runtime.version)
-        return self.device.doubts(self.network.name, step_of(self.space), installed)
+        step = step_of(self.space)
+        return self.device.doubts(self.network.name, step, installed, processor())
 
     def _runtime(self) -> Runtime | None:
         """The device's runtime, as it is installed here."""

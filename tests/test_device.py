@@ -230,17 +230,26 @@ def test_what_was_not_measured_is_refused() -> None:
 
 
 def test_doubts() -> None:
-    here = ("onnxruntime", "1.0")
     profile = small_profile()
-    assert profile.doubts("net", 8, here) == [] and profile.doubts("net", 16, here) == []
-    assert "steps of 8" in profile.doubts("net", 4, here)[0]
-    assert "never checked" in profile.doubts("other", 8, here)[0]
-    assert "onnxruntime 2.0" in profile.doubts("net", 8, ("onnxruntime", "2.0"))[0]
-    assert "not installed" in profile.doubts("net", 8, None)[0]
+
+    def doubts(
+        network: str = "net",
+        step: int = 8,
+        runtime: tuple[str, str] | None = ("onnxruntime", "1.0"),
+        processor: str = "x",
+        of: DeviceProfile = profile,
+    ) -> list[str]:
+        return of.doubts(network, step, runtime, processor)
+
+    assert doubts() == [] and doubts(step=16) == []
+    assert "steps of 8" in doubts(step=4)[0]
+    assert "never checked" in doubts("other")[0]
+    assert "onnxruntime 2.0" in doubts(runtime=("onnxruntime", "2.0"))[0]
+    assert "not installed" in doubts(runtime=None)[0]
+    assert "measured on x" in doubts(processor="y")[0]
     for pairs in (([1.0, 2.0, 3.0], [1.3, 2.5, 3.7]), ([1.0, 1.01, 1.02], [1.02, 1.0, 1.01])):
         fit = NetworkFit(reference_ms=1.0, step=8, fidelity=Fidelity.of(*pairs))
-        doubtful = small_profile(networks={"net": fit})
-        assert "not to be trusted" in doubtful.doubts("net", 8, here)[0]
+        assert "not to be trusted" in doubts(of=small_profile(networks={"net": fit}))[0]
 
 
 def test_fidelity() -> None:

@@ -124,13 +124,16 @@ class DeviceProfile(Facts):
             return LatencyModel(self, overhead, float(np.median([fit.scale for fit in fits])))
         return LatencyModel(self, fit.overhead_ms, fit.scale)
 
-    def doubts(self, network: str, step: int, runtime: tuple[str, str] | None) -> list[str]:
+    def doubts(
+        self, network: str, step: int, runtime: tuple[str, str] | None, processor: str
+    ) -> list[str]:
         """Why predictions for a network may be wrong, a sentence each.
 
         Args:
             network: its name.
             step: the channel counts of the search are multiples of it.
             runtime: name and version of the runtime that is installed here, if any.
+            processor: of this machine.
         """
         fit = self.networks.get(network)
         found = []
@@ -153,6 +156,11 @@ class DeviceProfile(Facts):
             found.append(
                 f"it was made for {self.runtime} {self.runtime_version}, here is "
                 f"{runtime[0]} {runtime[1]}"
+            )
+        if processor != self.machine.get("processor"):
+            found.append(
+                f"it was measured on {self.machine.get('processor')}: what is measured here, on "
+                f"{processor}, is another device"
             )
         return found
 

@@ -8,6 +8,7 @@ call overhead, and no conversion of the input's layout.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -43,12 +44,17 @@ T = TypeVar("T")
 
 def fit_network(sums: Sequence[float], measured: Sequence[float], step: int) -> NetworkFit:
     """Overhead and scale by non-negative least squares on relative errors, from the first `FITTED`
-    networks; the others check them. The first one is the untouched network.
+    networks; the others check them.
+
+    The first one is the untouched network. Budgets are ratios of it, so its error counts as much as
+    all the others'.
     """
     x, y = np.array(sums), np.array(measured)
     fitted = np.arange(len(x)) < min(FITTED, len(x) // 2)
+    weights = np.ones(fitted.sum())
+    weights[0] = math.sqrt(len(weights) - 1)
     rows = np.stack([np.ones_like(x), x], axis=1)[fitted] / y[fitted, None]
-    (overhead, scale), _ = nnls(rows, np.ones(len(rows)))
+    (overhead, scale), _ = nnls(rows * weights[:, None], weights)
     rest = ~fitted
     return NetworkFit(
         reference_ms=round(float(y[0]), 5),

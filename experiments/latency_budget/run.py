@@ -1,18 +1,17 @@
-"""Search to half the latency and to half the MACs, then measure both results and the baseline in
-turn.
+"""Search to half the latency, to half the MACs, and to the MACs that half the latency came to; then
+measure the results and the baseline in turn.
 
     AMC_DATA_DIR=... AMC_WEIGHTS_DIR=... python experiments/latency_budget/run.py
 
 ResNet-56 is searched with real accuracy, in ordinary runs under runs/latency_budget (stopped ones
 are resumed, finished ones not repeated). MobileNet-V2 has random weights and a stub for its reward
-(`stub`): it is here for the latency only. Measures when nothing else runs: --measure does only
-that. Writes results.csv and fidelity.csv beside this file.
+(`stub`): it is here for the latency only. Writes results.csv, fidelity.csv and profile.png beside
+this file; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from amc.evaluate.rewards import Score
 from amc.problem import untrained_space
 from amc.profiling.reach import structure_of
 from amc.progress import ConsoleReport
+from amc.report import plot_profile
 from amc.run import write_json
 from amc.runtime import compare, make_runtime
 from amc.search import resume, search
@@ -40,17 +40,24 @@ from amc.spaces.base import CompressionSpace, Strategy
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs" / "latency_budget"
 DEVICE = "xeon_onnxruntime_1thread"
-METRICS = ("latency_ms", "macs")
 SEEDS = (0,)
+# network -> (metric, ratio); the last one has as many MACs as the result of the first
+SEARCHES = {
+    "resnet56": (("latency_ms", 0.5), ("macs", 0.5), ("macs", 0.26)),
+    "mobilenet_v2": (("latency_ms", 0.5), ("macs", 0.5), ("macs", 0.46)),
+}
 QUICK = ["evaluate.racing=0.9", "evaluate.images=2000", "evaluate.calibration_images=500"]
 MOBILENET = "torchvision:mobilenet_v2"
 
 
-def resnet56(metric: str, seed: int) -> dict[str, Any]:
+Key = tuple[str, float, int]  # metric, ratio, seed
+
+
+def resnet56(metric: str, ratio: float, seed: int) -> dict[str, Any]:
     """The best strategy of a run, made or finished where it has to be."""
-    overrides = [f"budget.metric={metric}", "budget.ratio=0.5", f"seed={seed}", *QUICK]
+    overrides = [f"budget.metric={metric}", f"budget.ratio={ratio}", f"seed={seed}", *QUICK]
     config = load_config("cifar10_resnet56_channel_latency50", overrides)[1]
-    name, report = f"resnet56_{metric}", ConsoleReport(Console(stderr=True))
+    name, report = f"resnet56_{metric}{100 * ratio:.0f}", ConsoleReport(Console(stderr=True))
     found = sorted((RUNS / name).glob(f"s{seed}-*"))
     if not found:
         return search(config, out=RUNS, name=name, report=report).best
@@ -66,7 +73,7 @@ def mobilenet_space() -> CompressionSpace:
         parse_config(
             {
                 "model": MOBILENET,
-                "space": {"name": "channel", "round_to": 8, "repair": "none"},
+                "space": {"name": "channel", "round_to": 16, "repair": "none"},
                 "budget": {"ratio": 0.5},
             }
         )
@@ -83,14 +90,14 @@ def stub(space: CompressionSpace, strategy: Strategy) -> float:
     return 1 + float(np.mean(np.log(ratios)))
 
 
-def mobilenet(metric: str, seed: int) -> dict[str, Any]:
+def mobilenet_v2(metric: str, ratio: float, seed: int) -> dict[str, Any]:
     """The best of 400 episodes of the agent on the stub."""
-    path = RUNS / f"mobilenet_v2_{metric}_s{seed}.json"
+    path = RUNS / f"mobilenet_v2_{metric}{100 * ratio:.0f}_s{seed}.json"
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
     space = mobilenet_space()
-    budget = Budget.of(metric, space.cost({}), ratio=0.5)  # type: ignore[arg-type]
+    budget = Budget.of(metric, space.cost({}), ratio=ratio)  # type: ignore[arg-type]
     outcomes: list[Outcome] = []
 
     def evaluate(strategy: Strategy) -> Outcome:
@@ -112,29 +119,37 @@ def mobilenet(metric: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def rows(name: str, space: CompressionSpace, bests: dict[tuple[str, int], dict[str, Any]]) -> list:
+def rows(
+    name: str, space: CompressionSpace, bests: dict[Key, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """One row a result; all results of a network and its baseline are measured in one go."""
     profile = load_device(DEVICE)
     runtime = make_runtime(profile.runtime, profile.threads)
     example = torch.randn((1, *space.network.input_shape))
-    models = {("baseline", 0): space.network.model}
-    models |= {key: structure_of(space, best["strategy"]) for key, best in bests.items()}
-    labels = {str(key): model for key, model in models.items()}
-    times = compare(runtime, labels, example, seconds=20.0)
-    baseline = times[str(("baseline", 0))]["ms"]
+    models = {"baseline": space.network.model}
+    models |= {str(key): structure_of(space, best["strategy"]) for key, best in bests.items()}
+    times = compare(runtime, models, example, seconds=20.0)
     original = space.cost({})
     result = []
-    for (metric, seed), best in bests.items():
-        found = times[str((metric, seed))]
-        cost = space.cost(best["strategy"])
-        row = {"network": name, "runtime": f"{runtime.name} {runtime.version}"}
-        row |= {"search_metric": metric, "seed": seed, "predicted_ms": round(cost.latency_ms, 4)}
-        row |= {"measured_ms": round(found["ms"], 4), "baseline_measured_ms": round(baseline, 4)}
-        row |= {"speedup": round(1 / found["ratio"], 3)}
-        row |= {"macs_ratio": round(cost.macs / original.macs, 4)}
-        row |= {"search_accuracy": best.get("search_accuracy"), "stub": best.get("stub")}
-        row |= {"baseline_predicted_ms": round(original.latency_ms, 4)}
-        result.append(row)
+    for key, best in bests.items():
+        found, cost = times[str(key)], space.cost(best["strategy"])
+        result.append(
+            {
+                "network": name,
+                "runtime": f"{runtime.name} {runtime.version}, threads {runtime.threads}",
+                "search_metric": key[0],
+                "seed": key[2],
+                "predicted_ms": round(cost["latency_ms"], 4),
+                "measured_ms": round(found["ms"], 4),
+                "baseline_measured_ms": round(times["baseline"]["ms"], 4),
+                "speedup": round(1 / found["ratio"], 3),
+                "macs_ratio": round(cost.macs / original.macs, 4),
+                "search_accuracy": best.get("search_accuracy"),
+                "budget_ratio": key[1],
+                "predicted_ratio": round(cost["latency_ms"] / original["latency_ms"], 4),
+                "stub": best.get("stub"),
+            }
+        )
     return result
 
 
@@ -157,21 +172,25 @@ def fidelity() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    keys = [(metric, seed) for metric in METRICS for seed in SEEDS]
-    found = {"mobilenet_v2": {key: mobilenet(*key) for key in keys}}
-    found["resnet56"] = {key: resnet56(*key) for key in keys}
-    config = load_config("cifar10_resnet56_channel_latency50")[1]
-    resnet = untrained_space(config)
+    search_of = {"resnet56": resnet56, "mobilenet_v2": mobilenet_v2}
+    found = {
+        name: {
+            (metric, ratio, seed): search_of[name](metric, ratio, seed)
+            for metric, ratio in searches
+            for seed in SEEDS
+        }
+        for name, searches in reversed(SEARCHES.items())
+    }
+    resnet = untrained_space(load_config("cifar10_resnet56_channel_latency50")[1])
     resnet.latency = load_device(DEVICE).latency_model("cifar:resnet56")
     table = rows("resnet56", resnet, found["resnet56"])
     table += rows("mobilenet_v2", mobilenet_space(), found["mobilenet_v2"])
-    frame = pd.DataFrame(table)
-    frame.to_csv(HERE / "results.csv", index=False)
-    print(frame.to_string(index=False))
-    frame = pd.DataFrame(fidelity())
-    frame.to_csv(HERE / "fidelity.csv", index=False)
-    print(frame.to_string(index=False))
+    for name, values in (("results", table), ("fidelity", fidelity())):
+        frame = pd.DataFrame(values)
+        frame.to_csv(HERE / f"{name}.csv", index=False)
+        print(frame.to_string(index=False))
+    plot_profile(load_device(DEVICE), HERE / "profile.png")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
