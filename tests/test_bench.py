@@ -106,7 +106,7 @@ def at(row: int, column: int, value: str) -> Callable[[list[list[str]]], None]:
         (at(4, 0, "layers/x.onnx"), "row 4, column 'file': 'layers/x.onnx' is not in the manifest"),
         (at(1, 1, "seconds"), "row 1: there is no column 'ms'"),
         (lambda rows: rows.append(list(rows[1])), "column 'file': .* has a row already"),
-        (lambda rows: rows.pop(), "has no row for the file 'networks/055.onnx'"),
+        (lambda rows: rows.pop(), "has no row for the file 'networks/063.onnx'"),
         (lambda rows: rows[4].pop(), "row 5, column 'ms': ''"),
     ],
 )

@@ -22,7 +22,7 @@ from amc.network.layers import LayerSpec
 from amc.network.trace import trace
 from amc.profiling.grid import plan
 from amc.profiling.reach import Widths, random_strategies, step_of, widths_of
-from amc.profiling.survey import measure_profile
+from amc.profiling.survey import fit_network, measure_profile
 from amc.spaces.channel import ChannelSpace
 from amc.testing import sample_networks
 
@@ -93,8 +93,9 @@ def test_a_second_network_is_added(measured: tuple[ChannelSpace, Path], tmp_path
     assert set(both.networks) == {"resnet20", "plain20"}
     before, after = load_device(str(path)), load_device(str(again))
     table = space.resize(space.smallest)
-    assert LatencyModel(after).latency_ms(table) == pytest.approx(
-        LatencyModel(before).latency_ms(table), rel=0.02
+    plain = NetworkFit(reference_ms=1.0)
+    assert LatencyModel(after, plain).latency_ms(table) == pytest.approx(
+        LatencyModel(before, plain).latency_ms(table), rel=0.02
     )
 
 
@@ -110,6 +111,37 @@ def test_another_runtime_is_not_mixed_in(
     other.version = version
     with pytest.raises(UserError, match=f"{what}.*another name"):
         measure_profile(space, other, path, batch)
+
+
+def test_conversions_between_layers_are_fitted() -> None:
+    """Every input that does not fill whole blocks of 8 costs 0.2 ms a megabyte more."""
+    times = [
+        LayerTimes(
+            family=CONV.model_copy(update={"input_size": (size, size)}),
+            in_channels=(4, 32),
+            out_channels=(4, 32),
+            points=tuple(Point(a, b, 1e-4 * a * b, 0.0, 1) for a in (4, 32) for b in (4, 32)),
+        )
+        for size in (16, 32, 64)
+    ]
+    generator = np.random.default_rng(0)
+    networks = [[(each, 32, 32) for each in times]]
+    while len(networks) < 64:
+        widths = 4 * generator.integers(1, 9, (3, 2))
+        networks.append(
+            [(each, int(a), int(b)) for each, (a, b) in zip(times, widths, strict=True)]
+        )
+    measured = []
+    for network in networks:
+        extra = sum(a * t.family.input_size[0] ** 2 * 4e-6 for t, a, _ in network if a % 8)
+        measured.append(0.1 + 1.2 * sum(t.ms(a, b) for t, a, b in network) + 0.2 * extra)
+    fit = fit_network(networks, measured, 4)
+    assert (fit.block, fit.fitted_on) == (8, 24) and fit.fidelity is not None
+    assert (fit.overhead_ms, fit.scale, fit.conversion_ms_per_mb) == pytest.approx((0.1, 1.2, 0.2))
+    assert fit.fidelity.worst_ape == pytest.approx(0, abs=1e-4)
+    layer = LayerSpec("a", "conv", 4, 32, (3, 3), input_size=(32, 32), output_size=(8, 8))
+    model = LatencyModel(small_profile(layers=tuple(times)), fit)
+    assert model.layer_ms(layer) == pytest.approx(1.2 * 0.0128 + 0.2 * 4e-6 * 4 * 32 * 32)
 
 
 # grids
@@ -270,6 +302,6 @@ def test_shipped_profiles_are_to_be_trusted(name: str) -> None:
     for network, fit in profile.networks.items():
         assert fit.fidelity is not None and fit.fidelity.strategies >= 30 and fit.fidelity.trusted
         model = profile.latency_model(network)
-        assert model.scale > 0
+        assert model.fit.scale > 0
     for times in profile.layers:
         assert np.isfinite([point.ms for point in times.points]).all()

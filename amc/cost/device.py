@@ -56,12 +56,19 @@ class Fidelity(Facts):
 
 
 class NetworkFit(Facts):
-    """What a whole network takes: ``overhead_ms + scale * the sum of its layers``."""
+    """What a whole network takes: ``overhead_ms``, ``scale`` times each layer, and
+    ``conversion_ms_per_mb`` for the input of each convolution that does not fill whole blocks.
+
+    Runtimes hold activations in blocks of channels. A layer whose input channels are no multiple of
+    ``block`` is read through a conversion, which no layer shows when it is measured alone.
+    """
 
     reference_ms: float  # the untouched network, measured
     step: int = 1  # channel counts were measured in multiples of this
     overhead_ms: float = 0.0
     scale: float = 1.0
+    block: int = 1
+    conversion_ms_per_mb: float = 0.0
     fitted_on: int = 0  # strategies
     fidelity: Fidelity | None = None
 
@@ -120,9 +127,12 @@ class DeviceProfile(Facts):
         fit = self.networks.get(network)
         if fit is None:
             fits = list(self.networks.values()) or [NetworkFit(reference_ms=0.0)]
-            overhead = float(np.median([fit.overhead_ms for fit in fits]))
-            return LatencyModel(self, overhead, float(np.median([fit.scale for fit in fits])))
-        return LatencyModel(self, fit.overhead_ms, fit.scale)
+            overhead, scale = (
+                float(np.median([getattr(fit, name) for fit in fits]))
+                for name in ("overhead_ms", "scale")
+            )
+            fit = NetworkFit(reference_ms=0.0, overhead_ms=overhead, scale=scale)
+        return LatencyModel(self, fit)
 
     def doubts(
         self, network: str, step: int, runtime: tuple[str, str] | None, processor: str
@@ -166,10 +176,12 @@ class DeviceProfile(Facts):
 
 
 class LatencyModel:
-    """Milliseconds of a layer table: a fixed overhead plus the sum of its layers, scaled."""
+    """Milliseconds of a layer table: a profile's times of its layers, put together as in a
+    `NetworkFit`.
+    """
 
-    def __init__(self, profile: DeviceProfile, overhead_ms: float = 0.0, scale: float = 1.0):
-        self.profile, self.overhead_ms, self.scale = profile, overhead_ms, scale
+    def __init__(self, profile: DeviceProfile, fit: NetworkFit) -> None:
+        self.profile, self.fit = profile, fit
         self._known: dict[LayerSpec, float] = {}
 
     def layer_ms(self, layer: LayerSpec) -> float:
@@ -187,12 +199,23 @@ class LatencyModel:
                     f"the device profile {self.profile.name!r} has no time for layer "
                     f"{layer.name!r} ({Family.of(layer)}): measure this network with `amc profile`"
                 )
-            self._known[layer] = times.ms(layer.in_channels, layer.out_channels)
+            alone = times.ms(layer.in_channels, layer.out_channels)
+            conversion = self.fit.conversion_ms_per_mb * converted_mb(
+                times.family, layer.in_channels, self.fit.block
+            )
+            self._known[layer] = self.fit.scale * alone + conversion
         return self._known[layer]
 
     def latency_ms(self, table: LayerTable) -> float:
         """The predicted median for a whole network."""
-        return self.overhead_ms + self.scale * sum(map(self.layer_ms, table.layers))
+        return self.fit.overhead_ms + sum(map(self.layer_ms, table.layers))
+
+
+def converted_mb(family: Family, in_channels: int, block: int) -> float:
+    """Megabytes of a convolution's input (one image), where it does not fill whole blocks."""
+    if family.kind != "conv" or in_channels % block == 0:
+        return 0.0
+    return 4e-6 * in_channels * family.input_size[0] * family.input_size[1]
 
 
 def devices() -> list[str]:

@@ -186,12 +186,12 @@ def import_csv(path: Path, name: str, runtime: str, threads: int) -> DeviceProfi
     profile = new_profile(name, kind, version or "unknown", threads, manifest["batch"]).model_copy(
         update={"layers": layers, "machine": {"processor": name}}
     )
-    sums = [
-        sum(layers[number].ms(ins, outs) for number, ins, outs in network["layers"])
+    networks = [
+        [(layers[number], ins, outs) for number, ins, outs in network["layers"]]
         for network in manifest["networks"]
     ]
     measured = [rows[network["file"]]["ms"] for network in manifest["networks"]]
-    fit = fit_network(sums, measured, manifest["step"])
+    fit = fit_network(networks, measured, manifest["step"])
     return profile.model_copy(update={"networks": {manifest["network"]: fit}})
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from amc.cost.device import DeviceProfile, Fidelity, LatencyModel, NetworkFit
+from amc.cost.device import DeviceProfile, Fidelity, NetworkFit, converted_mb
 from amc.cost.layer_times import Family, LayerTimes, Point
 from amc.errors import UserError
-from amc.network.layers import LayerTable, example_input
+from amc.network.layers import example_input
 from amc.network.trace import Network
 from amc.profiling.copies import Copies, bytes_of, copies_of, layer_input
 from amc.profiling.grid import Pair, plan
@@ -31,9 +31,10 @@ from amc.profiling.reach import random_strategies, step_of, structure_of, widths
 from amc.progress import Report, silent
 from amc.run import processor, write_bytes
 from amc.runtime import Run, Runtime, interleaved, robust_spread
-from amc.spaces.base import CompressionSpace
+from amc.spaces.base import CompressionSpace, Strategy
 
-FITTED, CHECKED = 16, 40  # whole networks that the overhead is fitted on, and that check it
+FITTED, CHECKED = 24, 40  # whole networks that the overhead is fitted on, and that check it
+BLOCKS = (1, 4, 8, 16, 32)  # of channels, in which runtimes hold activations; 1: no conversion
 _TOGETHER = 64  # models that are timed in turn, and the bytes of their weights
 _TOGETHER_BYTES = 1e9
 _SAVE_SECONDS = 10.0
@@ -42,33 +43,42 @@ _TIMER_MS = 2e-4  # what the clock and a call leave uncertain
 T = TypeVar("T")
 
 
-def fit_network(sums: Sequence[float], measured: Sequence[float], step: int) -> NetworkFit:
-    """Overhead and scale by non-negative least squares on relative errors, from the first `FITTED`
-    networks; the others check them.
+Layers = Sequence[tuple[LayerTimes, int, int]]
+"""The layers of a network: their family's times, channels in and out."""
+
+
+def fit_network(networks: Sequence[Layers], measured: Sequence[float], step: int) -> NetworkFit:
+    """Fit overhead, scale and conversion by non-negative least squares on relative errors, with the
+    block of channels that fits best, on the first `FITTED` networks; the others check them.
 
     The first one is the untouched network. Budgets are ratios of it, so its error counts as much as
     all the others'.
     """
-    x, y = np.array(sums), np.array(measured)
-    fitted = np.arange(len(x)) < min(FITTED, len(x) // 2)
-    weights = np.ones(fitted.sum())
-    weights[0] = math.sqrt(len(weights) - 1)
-    rows = np.stack([np.ones_like(x), x], axis=1)[fitted] / y[fitted, None]
-    (overhead, scale), _ = nnls(rows * weights[:, None], weights)
-    rest = ~fitted
+    y = np.array(measured)
+    sums = [sum(times.ms(a, b) for times, a, b in layers) for layers in networks]
+    fitted = min(FITTED, len(y) // 2)
+    weights = np.ones(fitted)
+    weights[0] = math.sqrt(max(1, fitted - 1))
+    best: tuple[float, int, NDArray[np.float64], NDArray[np.float64]] | None = None
+    for block in BLOCKS:
+        converted = [sum(converted_mb(t.family, a, block) for t, a, _ in net) for net in networks]
+        x = np.stack([np.ones_like(y), sums, converted], axis=1)
+        rows = x[:fitted] * (weights / y[:fitted])[:, None]
+        solution, residual = nnls(rows, weights)
+        if best is None or residual < 0.98 * best[0]:  # a smaller block where it is as good
+            best = residual, block, solution, x @ solution
+    assert best is not None
+    _, block, (overhead, scale, conversion), predicted = best
     return NetworkFit(
         reference_ms=round(float(y[0]), 5),
         step=step,
         overhead_ms=round(float(overhead), 5),
         scale=round(float(scale), 5),
-        fitted_on=len(rows),
-        fidelity=Fidelity.of((overhead + scale * x[rest]).tolist(), y[rest].tolist()),
+        block=block,
+        conversion_ms_per_mb=round(float(conversion), 5),
+        fitted_on=fitted,
+        fidelity=Fidelity.of(predicted[fitted:].tolist(), y[fitted:].tolist()),
     )
-
-
-def sum_of_layers(profile: DeviceProfile, table: LayerTable) -> float:
-    """The sum of a table's layers in ms, without overhead and scale."""
-    return LatencyModel(profile).latency_ms(table)
 
 
 def measure_profile(
@@ -193,9 +203,15 @@ class _Survey:
                 runs.append(self.runtime.prepare(smaller, self.example))
             measured += np.median(self._drift_free(runs), axis=0).tolist()
         self.report("measuring whole networks", len(strategies), len(strategies))
-        sums = [sum_of_layers(self.profile, self.space.resize(s)) for s in strategies]
-        fit = fit_network(sums, measured, step_of(self.space))
-        self._set_fit(fit)
+        networks = [self._layers_of(strategy) for strategy in strategies]
+        self._set_fit(fit_network(networks, measured, step_of(self.space)))
+
+    def _layers_of(self, strategy: Strategy) -> Layers:
+        return [
+            (self.profile.by_family[Family.of(layer)], layer.in_channels, layer.out_channels)
+            for layer in self.space.resize(strategy)
+            if layer.kind in ("conv", "linear")
+        ]
 
     def _set_fit(self, fit: NetworkFit) -> None:
         networks = {**self.profile.networks, self.network.name: fit}
