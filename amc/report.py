@@ -76,8 +76,9 @@ def plot_profile(profile: DeviceProfile, path: Path) -> None:
             predicted, measured = zip(*fit.fidelity.pairs, strict=True)
             error = f"median error {fit.fidelity.median_ape:.1%}"
             left.plot(measured, predicted, "o", markersize=4, alpha=0.7, label=f"{name}: {error}")
-    low, high = left.get_xlim()
-    left.plot([low, high], [low, high], color="#718096", linewidth=1, zorder=0)
+    left.axline((1, 1), (2, 2), color="#718096", linewidth=1, zorder=0)
+    if len(profile.networks) > 1:
+        left.set(xscale="log", yscale="log")
     left.set(
         xlabel="measured (ms)",
         ylabel="predicted (ms)",

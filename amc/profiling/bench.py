@@ -51,8 +51,9 @@ With OpenVINO (`pip install openvino`):
 ```sh
 echo file,ms > results.csv
 for f in layers/*.onnx networks/*.onnx; do
-  benchmark_app -m "$f" -d CPU -api sync -hint none -nthreads 1 -infer_precision f32 -niter 50 \\
-    | awk -v f="$f" '/Median:/ {{printf "%s,%s\\n", f, $(NF - 1)}}' >> results.csv
+  benchmark_app -m "$f" -d CPU -api sync -hint none -nthreads 1 -infer_precision f32 -niter 200 \\
+    | awk -v f="$f" '/Median:/ {{printf "%s,%.6f\\n", f, $(NF - 1) / ($NF == "us" ? 1000 : 1)}}' \\
+    >> results.csv
 done
 ```
 
