@@ -37,8 +37,8 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
     walked = [line for line in lines if Outcome.from_line(line).can_be_best]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
     top.plot(
-        [line["episode"] for line in walked],
-        running,
+        [*(line["episode"] for line in walked), lines[-1]["episode"]],
+        [*running, running[-1]],
         color="#1a202c",
         linewidth=1.2,
         label="best accuracy so far",

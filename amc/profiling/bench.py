@@ -7,7 +7,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from amc.profiling.survey import CHECKED, FITTED, fit_network, new_profile
 from amc.progress import Report, silent
 from amc.run import write_bytes, write_json
 from amc.runtime import onnx_bytes
-from amc.spaces.base import CompressionSpace
+from amc.spaces.base import CompressionSpace, Strategy
 
 SCHEMA = 1
 LINES = 4  # channel counts on each axis of a family's grid
@@ -69,6 +70,10 @@ and check the predictions.
 """
 
 
+Job = tuple[str, Callable[[], bytes]]
+"""A file's name, and what makes its content."""
+
+
 def emit_bench(
     space: CompressionSpace, folder: Path, batch: int = 1, seed: int = 0, report: Report = silent
 ) -> int:
@@ -82,61 +87,76 @@ def emit_bench(
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"the folder {str(folder)!r} exists and is not empty")
-    families = {
+    grids = {
         family: (_lines(widths.ins), _lines(widths.outs) if family.group is None else ())
         for family, widths in widths_of(space).items()
     }
-    manifest: dict[str, Any] = {
+    layers, jobs = _layer_files(grids, batch)
+    networks, more = _network_files(space, list(grids), batch, seed)
+    jobs += more
+    for number, (name, content) in enumerate(jobs):
+        report("writing layers", number, len(jobs))
+        write_bytes(folder / name, content())
+    report("writing layers", len(jobs), len(jobs))
+    manifest = {
         "schema": SCHEMA,
         "network": space.network.name,
         "step": step_of(space),
         "batch": batch,
         "families": [
             {"family": family.model_dump(mode="json"), "in_channels": ins, "out_channels": outs}
-            for family, (ins, outs) in families.items()
+            for family, (ins, outs) in grids.items()
         ],
-        "layers": [],
-        "networks": [],
+        "layers": layers,
+        "networks": networks,
     }
-    numbers = {family: number for number, family in enumerate(families)}
-    grids = [
-        (family, point)
-        for family, (ins, outs) in families.items()
-        for point in LayerTimes.needed(family, ins, outs)
-    ]
-    strategies = random_strategies(space, FITTED + CHECKED, seed)
-    total = 2 * len(grids) + len(strategies)
-    written = 0
+    write_json(folder / MANIFEST, manifest)
+    text = _README.format(
+        network=space.network.name, count=len(jobs), batch=batch, networks=len(networks)
+    )
+    write_bytes(folder / "README.md", text.encode())
+    return len(jobs)
 
-    def write(name: str, content: bytes) -> None:
-        nonlocal written
-        write_bytes(folder / name, content)
-        written += 1
-        report("writing layers", written, total)
 
-    for family, pair in grids:
-        image = layer_input(family, pair[0], batch)
-        for count in (1, copies_of(family, pair)):
-            name = f"layers/f{numbers[family]:02}_{pair[0]}_{pair[1]}_x{count}.onnx"
-            write(name, onnx_bytes(Copies(family, pair, count).eval(), image))
-            entry = {"file": name, "family": numbers[family], "channels": pair, "copies": count}
-            manifest["layers"].append(entry)
+def _layer_files(
+    grids: Mapping[Family, tuple[Sequence[int], Sequence[int]]], batch: int
+) -> tuple[list[dict[str, Any]], list[Job]]:
+    """The manifest's entries of the layers, and their files: one copy and several, in turn."""
+    entries: list[dict[str, Any]] = []
+    jobs: list[Job] = []
+
+    def content(family: Family, pair: tuple[int, int], count: int) -> bytes:
+        return onnx_bytes(Copies(family, pair, count).eval(), layer_input(family, pair[0], batch))
+
+    for number, (family, (ins, outs)) in enumerate(grids.items()):
+        for pair in LayerTimes.needed(family, ins, outs):
+            for count in (1, copies_of(family, pair)):
+                name = f"layers/f{number:02}_{pair[0]}_{pair[1]}_x{count}.onnx"
+                entries.append({"file": name, "family": number, "channels": pair, "copies": count})
+                jobs.append((name, partial(content, family, pair, count)))
+    return entries, jobs
+
+
+def _network_files(
+    space: CompressionSpace, families: list[Family], batch: int, seed: int
+) -> tuple[list[dict[str, Any]], list[Job]]:
+    """The manifest's entries of the whole networks, and their files."""
     example = example_input(space.network.model, space.network.input_shape, batch)
-    for number, strategy in enumerate(strategies):
-        name = f"networks/{number:03}.onnx"
-        write(name, onnx_bytes(structure_of(space, strategy), example))
-        layers = [
-            (numbers[Family.of(layer)], layer.in_channels, layer.out_channels)
+    entries: list[dict[str, Any]] = []
+    jobs: list[Job] = []
+
+    def content(strategy: Strategy) -> bytes:
+        return onnx_bytes(structure_of(space, strategy), example)
+
+    for number, strategy in enumerate(random_strategies(space, FITTED + CHECKED, seed)):
+        table = [
+            (families.index(Family.of(layer)), layer.in_channels, layer.out_channels)
             for layer in space.resize(strategy)
             if layer.kind in ("conv", "linear")
         ]
-        manifest["networks"].append({"file": name, "layers": layers})
-    write_json(folder / MANIFEST, manifest)
-    text = _README.format(
-        network=space.network.name, count=total, batch=batch, networks=len(strategies)
-    )
-    write_bytes(folder / "README.md", text.encode())
-    return total
+        entries.append({"file": f"networks/{number:03}.onnx", "layers": table})
+        jobs.append((f"networks/{number:03}.onnx", partial(content, strategy)))
+    return entries, jobs
 
 
 def _lines(widths: set[int]) -> tuple[int, ...]:
