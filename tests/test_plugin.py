@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from zoo import Pretended
 
 from amc import cli
 from amc.config import parse_config
+from amc.cost.budget import Budget
+from amc.cost.cost import cost_of
 from amc.evaluate.data import Dataset
 from amc.export import export, load
+from amc.network.trace import Network, trace
+from amc.profiling.survey import measure_profile
 from amc.search import search
 from amc.spaces.base import CompressionSpace
-from amc.testing import check_space
+from amc.testing import check_space, walk
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SOURCE = next(
@@ -62,6 +67,31 @@ def test_a_space_that_lies_is_caught(linear_svd: type[CompressionSpace]) -> None
 
     with pytest.raises(AssertionError, match="paper = metal"):
         check_space(Lies)
+
+
+def test_a_latency_budget_with_the_example(
+    linear_svd: type[CompressionSpace], tmp_path: Path
+) -> None:
+    """A profile sees the two layers that one becomes, and a walk keeps to their time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(256, 200),
+        nn.ReLU(),
+        nn.Linear(200, 200),
+        nn.ReLU(),
+        nn.Linear(200, 9),
+    )
+    space = linear_svd(Network.of(model, (1, 16, 16), "mlp"))
+    profile = measure_profile(space, Pretended(), tmp_path / "mine.yaml")
+    fit = profile.networks["mlp"]
+    assert fit.fidelity is not None and fit.fidelity.median_ape < 0.03
+    space.latency = profile.latency_model("mlp")
+    budget = Budget.of("latency_ms", space.cost({}), ratio=0.7)
+    strategy = walk(space, budget, lambda: 1.0)
+    assert budget.allows(space.cost(strategy)) and strategy != space.complete({})
+    metal = cost_of(trace(space.apply(strategy), (1, 16, 16)), space.latency)
+    assert metal.latency_ms == pytest.approx(space.cost(strategy).latency_ms)
 
 
 def test_a_search_with_the_example(
