@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 from amc import tables
 from amc.errors import UserError
 from amc.progress import ConsoleReport
+
+if TYPE_CHECKING:
+    from amc.cost.device import DeviceProfile
 
 app = typer.Typer(
     add_completion=False,
@@ -175,38 +178,30 @@ def profile(
     from amc.problem import untrained_space
     from amc.profiling.bench import emit_bench, import_csv
     from amc.profiling.survey import measure_profile, profile_path, time_of
-    from amc.report import plot_profile
     from amc.run import write_bytes
     from amc.runtime import make_runtime
 
-    report = ConsoleReport(err)
     if times is not None:
         path = profile_path(device or times.resolve().parent.name)
         found = import_csv(times, path.stem, runtime, threads)
         write_bytes(path, found.to_yaml().encode())
-    else:
-        space = untrained_space(config_of(source, overrides or []), input_shape=_shape(shape))
-        if emit is not None:
-            count = emit_bench(space, emit, batch, report=report)
-            out.print(f"{count} ONNX files; what to do with them: {emit / 'README.md'}")
-            return
-        if device is None:
-            ms = time_of(make_runtime(runtime, threads), space.network, batch)
-            costs = {**space.cost({}).as_dict(), "latency_ms": ms}
-            _print(tables.layers(space.network.table, ms), costs, as_json)
-            return
-        path = profile_path(device)
-        try:
-            found = measure_profile(space, make_runtime(runtime, threads), path, batch, 0, report)
-        except KeyboardInterrupt:
-            report.close()
-            raise _Interrupted("stopped; the same command goes on") from None
-    picture = path.with_suffix(".png")
-    plot_profile(found, picture)
-    fits = {name: fit.model_dump(mode="json") for name, fit in found.networks.items()}
-    _print(tables.fidelity(found), {"device": str(path), "networks": fits}, as_json)
-    if not as_json:
-        out.print(f"device profile: [bold]{path}[/] ({picture})", highlight=False, soft_wrap=True)
+        return _print_profile(found, path, as_json)
+    report = ConsoleReport(err)
+    space = untrained_space(config_of(source, overrides or []), _shape(shape), report)
+    if emit is not None:
+        count = emit_bench(space, emit, batch, report=report)
+        return out.print(f"{count} ONNX files; what to do with them: {emit / 'README.md'}")
+    if device is None:
+        ms = time_of(make_runtime(runtime, threads), space.network, batch)
+        costs = {**space.cost({}).as_dict(), "latency_ms": ms}
+        return _print(tables.layers(space.network.table, ms), costs, as_json)
+    path = profile_path(device)
+    try:
+        found = measure_profile(space, make_runtime(runtime, threads), path, batch, report=report)
+    except KeyboardInterrupt:
+        report.close()
+        raise _Interrupted("stopped; the same command goes on") from None
+    return _print_profile(found, path, as_json)
 
 
 @app.command()
@@ -279,6 +274,17 @@ def _closing(result: Any, as_json: bool) -> None:
             soft_wrap=True,
         )
         out.print(f"next: amc export {run.path}", highlight=False, soft_wrap=True)
+
+
+def _print_profile(profile: DeviceProfile, path: Path, as_json: bool) -> None:
+    from amc.report import plot_profile
+
+    picture = path.with_suffix(".png")
+    plot_profile(profile, picture)
+    fits = {name: fit.model_dump(mode="json") for name, fit in profile.networks.items()}
+    _print(tables.fidelity(profile), {"device": str(path), "networks": fits}, as_json)
+    if not as_json:
+        out.print(f"device profile: [bold]{path}[/] ({picture})", highlight=False, soft_wrap=True)
 
 
 def _print(table: Table, result: dict[str, Any], as_json: bool) -> None:

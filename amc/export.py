@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
-from amc.cost.cost import cost_of
+from amc.cost.cost import Cost, cost_of
 from amc.errors import UserError, unknown
 from amc.evaluate.data import Dataset
 from amc.evaluate.inference import ImageSet, logits, prepared, score
@@ -186,8 +186,7 @@ def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> d
     if test:
         result["test_accuracy"] = _accuracy(problem, model, test=True)
         result["baseline_test_accuracy"] = _accuracy(problem, problem.network.model, test=True)
-    cost = cost_of(trace(model, problem.dataset.input_shape), problem.space.latency)
-    result |= {**cost.as_dict(), "baseline": problem.space.cost({}).as_dict()}
+    result |= {**_cost(problem, model).as_dict(), "baseline": problem.space.cost({}).as_dict()}
     result["measured_latency_ms"] = problem.measured_latency(model)
     return result
 
@@ -210,8 +209,7 @@ def _description(run: Run, problem: Problem, best: dict[str, Any]) -> dict[str, 
 def _measured(
     run: Run, problem: Problem, compressed: nn.Module, best: dict[str, Any]
 ) -> dict[str, Any]:
-    metal = trace(compressed, problem.dataset.input_shape)
-    cost = cost_of(metal, problem.space.latency)
+    cost = _cost(problem, compressed)
     original = problem.space.cost({})
     return {
         "test_accuracy": _accuracy(problem, compressed, test=True),
@@ -224,6 +222,11 @@ def _measured(
         "onnx_max_abs_diff": None,
         "measured_latency_ms": None,
     }
+
+
+def _cost(problem: Problem, model: nn.Module) -> Cost:
+    """What a network costs: of the metal, not of the paper."""
+    return cost_of(trace(model, problem.dataset.input_shape), problem.space.latency)
 
 
 def _accuracy(problem: Problem, model: nn.Module, test: bool) -> float:

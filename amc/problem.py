@@ -78,7 +78,8 @@ class Problem:
         name = config.model or type(model).__name__
         train_first = False
         if model is None:
-            model = _build(config, dataset)
+            pretrained = config.weights == "DEFAULT"
+            model = _build(config, dataset.classes, dataset.input_shape[0], pretrained)
             base = base or weights_file(config)
             train_first = base is None and config.weights is None and _needs_training(config)
         if base is not None:
@@ -147,10 +148,7 @@ class Problem:
 
 
 def untrained_space(
-    config: Config,
-    model: nn.Module | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    report: Report = silent,
+    config: Config, input_shape: tuple[int, ...] | None = None, report: Report = silent
 ) -> CompressionSpace:
     """A config's action space on its network with random weights, and random images: enough for
     what depends on neither, as costs and times do.
@@ -160,11 +158,7 @@ def untrained_space(
     """
     classes, shape = _geometry(config)
     shape = input_shape or shape
-    if model is None:
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            model = build_model(_named(config.model, "model"), classes, shape[0])
-    network = Network.of(model, shape, config.model or type(model).__name__)
+    network = Network.of(_build(config, classes, shape[0]), shape, str(config.model))
     return _space(config, network, example_input(network.model, shape, batch=8), report)
 
 
@@ -208,13 +202,11 @@ def _named(value: str | None, key: str) -> str:
     return value
 
 
-def _build(config: Config, dataset: Dataset) -> nn.Module:
+def _build(config: Config, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
     name = _named(config.model, "model")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return build_model(
-            name, dataset.classes, dataset.input_shape[0], config.weights == "DEFAULT"
-        )
+        return build_model(name, classes, channels, pretrained)
 
 
 def _check_classes(network: Network, dataset: Dataset) -> None:

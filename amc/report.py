@@ -71,40 +71,50 @@ def plot_profile(profile: DeviceProfile, path: Path) -> None:
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, fit in profile.networks.items():
-        if fit.fidelity is not None:
-            predicted, measured = zip(*fit.fidelity.pairs, strict=True)
-            error = f"median error {fit.fidelity.median_ape:.1%}"
-            left.plot(measured, predicted, "o", markersize=4, alpha=0.7, label=f"{name}: {error}")
-    left.axline((1, 1), (2, 2), color="#718096", linewidth=1, zorder=0)
-    if len(profile.networks) > 1:
-        left.set(xscale="log", yscale="log")
-    left.set(
-        xlabel="measured (ms)",
-        ylabel="predicted (ms)",
-        title="Random strategies, whole networks",
-    )
-    left.legend(fontsize=8, loc="upper left")
-    wide = [times for times in profile.layers if len(times.out_channels) > 2]
-    for times in sorted(wide, key=lambda t: t.ms(t.in_channels[-1], t.out_channels[-1]))[-5:]:
-        most = times.in_channels[-1]
-        values = [1e3 * times.ms(most, width) for width in times.out_channels]
-        (height, width), kernel = times.family.output_size, times.family.kernel[0]
-        label = f"{kernel}x{kernel} {times.family.kind}, {most} channels to {height}x{width}"
-        right.plot(times.out_channels, values, "o-", markersize=3, linewidth=1.2, label=label)
-    right.set(
-        xlabel="output channels",
-        ylabel="time (µs)",
-        title="The layers that take longest",
-    )
-    right.set_ylim(0, 1.45 * right.get_ylim()[1])  # room for the legend
-    right.legend(fontsize=8, loc="upper left")
+    _plot_fidelity(left, profile)
+    _plot_times(right, profile)
     threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
     figure.suptitle(
         f"{profile.name}: {profile.runtime} {profile.runtime_version}, {threads}, "
         f"batch {profile.batch}"
     )
     _write(figure, path)
+
+
+def _plot_fidelity(axes: Any, profile: DeviceProfile) -> None:
+    for name, fit in profile.networks.items():
+        if fit.fidelity is not None:
+            predicted, measured = zip(*fit.fidelity.pairs, strict=True)
+            error = f"median error {fit.fidelity.median_ape:.1%}"
+            axes.plot(measured, predicted, "o", markersize=4, alpha=0.7, label=f"{name}: {error}")
+    times = [fit.fidelity.pairs for fit in profile.networks.values() if fit.fidelity is not None]
+    ends = [np.min(np.concatenate(times)), np.max(np.concatenate(times))]
+    axes.plot(ends, ends, color="#718096", linewidth=1, zorder=0)
+    if len(profile.networks) > 1:
+        axes.set(xscale="log", yscale="log")
+    axes.set(
+        xlabel="measured (ms)",
+        ylabel="predicted (ms)",
+        title="Random strategies, whole networks",
+    )
+    axes.legend(fontsize=8, loc="upper left")
+
+
+def _plot_times(axes: Any, profile: DeviceProfile) -> None:
+    wide = [times for times in profile.layers if len(times.out_channels) > 2]
+    for times in sorted(wide, key=lambda t: t.ms(t.in_channels[-1], t.out_channels[-1]))[-5:]:
+        most = times.in_channels[-1]
+        values = [1e3 * times.ms(most, width) for width in times.out_channels]
+        (height, width), kernel = times.family.output_size, times.family.kernel[0]
+        label = f"{kernel}x{kernel} {times.family.kind}, {most} channels to {height}x{width}"
+        axes.plot(times.out_channels, values, "o-", markersize=3, linewidth=1.2, label=label)
+    axes.set(
+        xlabel="output channels",
+        ylabel="time (µs)",
+        title="The layers that take longest",
+    )
+    axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize=8, loc="upper left")
 
 
 def _write(figure: Figure, path: Path) -> None:

@@ -11,7 +11,7 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -185,7 +185,7 @@ def onnx_bytes(model: nn.Module, example: Tensor) -> bytes:
 
 
 @contextlib.contextmanager
-def quiet() -> Any:
+def quiet() -> Iterator[None]:
     """Without the exporters' chatter."""
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -231,6 +231,11 @@ def interleaved(
                 block.append(run())
             row[index] = np.median(block)
     return times
+
+
+def median_ms(run: Run) -> float:
+    """The median of 30 blocks of one network."""
+    return float(np.median(interleaved([run], rounds=30)))
 
 
 def robust_spread(values: NDArray[np.float64]) -> float:

@@ -137,8 +137,7 @@ def open_problem(
         )
     device = None
     if (run.path / DEVICE).is_file():
-        text = (run.path / DEVICE).read_text(encoding="utf-8")
-        device = DeviceProfile.parse(text, str(run.path / DEVICE))
+        device = DeviceProfile.read(run.path / DEVICE)
     return run, Problem.build(config, model, dataset, report, base, device)
 
 

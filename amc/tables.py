@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from amc.cost.device import DeviceProfile
-from amc.network.layers import LayerTable
+if TYPE_CHECKING:  # the command line starts without torch
+    from amc.cost.device import DeviceProfile
+    from amc.network.layers import LayerTable
 
 _COSTS = (("macs", "MACs"), ("params", "params"), ("memory_bytes", "memory, bytes"))
 

@@ -34,38 +34,8 @@ def sample_networks() -> list[Network]:
     generator = torch.Generator().manual_seed(0)
     shapes: list[tuple[nn.Module, tuple[int, ...]]] = [
         (CifarResNet(1, 10, 3), (3, 16, 16)),
-        (
-            nn.Sequential(
-                nn.Conv2d(3, 16, 3, 2, 1),
-                nn.BatchNorm2d(16),
-                nn.ReLU(),
-                nn.Conv2d(16, 16, 3, 1, 1, groups=16),
-                nn.BatchNorm2d(16),
-                nn.ReLU6(),
-                nn.Conv2d(16, 24, 1),
-                nn.Hardswish(),
-                nn.Conv2d(24, 24, 3, 1, 2, dilation=2, groups=6),
-                nn.ReLU(),
-                nn.Conv2d(24, 12, 1),
-                nn.PReLU(12),
-                nn.Flatten(),
-                nn.Linear(12 * 64, 40),
-                nn.ReLU(),
-                nn.Linear(40, 10),
-            ),
-            (3, 16, 16),
-        ),
-        (
-            nn.Sequential(
-                nn.Flatten(),
-                nn.Linear(48, 64),
-                nn.ReLU(),
-                nn.Linear(64, 64),
-                nn.ReLU(),
-                nn.Linear(64, 10),
-            ),
-            (3, 4, 4),
-        ),
+        (_grouped(), (3, 16, 16)),
+        (_perceptron(), (3, 4, 4)),
     ]
     for model, _ in shapes:
         with torch.no_grad():
@@ -78,6 +48,32 @@ def sample_networks() -> list[Network]:
         Network.of(model, shape, f"sample {index + 1}")
         for index, (model, shape) in enumerate(shapes)
     ]
+
+
+def _grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, 1, 1, groups=16),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(),
+        nn.Conv2d(16, 24, 1),
+        nn.Hardswish(),
+        nn.Conv2d(24, 24, 3, 1, 2, dilation=2, groups=6),
+        nn.ReLU(),
+        nn.Conv2d(24, 12, 1),
+        nn.PReLU(12),
+        nn.Flatten(),
+        nn.Linear(12 * 64, 40),
+        nn.ReLU(),
+        nn.Linear(40, 10),
+    )
+
+
+def _perceptron() -> nn.Module:
+    first, second, last = nn.Linear(48, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), last)
 
 
 def check_space(

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import pytest
-from zoo import zoo_network
+from zoo import layer_ms, zoo_network
 
 from amc.cost.budget import Budget
 from amc.errors import UserError
@@ -30,13 +30,8 @@ class Stairs:
     def latency_ms(self, table: LayerTable) -> float:
         total = 0.0
         for layer in table:
-            if layer.kind in ("conv", "linear"):
-                shake = 1 + self.noise * math.sin(
-                    7.3 * layer.in_channels + 3.1 * layer.out_channels
-                )
-                blocks = 16 * math.ceil(layer.out_channels / 16) / layer.out_channels
-                odd = self.odd if layer.out_channels % 4 else 1.0
-                total += 1e-6 * layer.macs * blocks * odd * shake
+            shake = math.sin(7.3 * layer.in_channels + 3.1 * layer.out_channels)
+            total += layer_ms(layer, self.odd) * (1 + self.noise * shake)
         return total
 
 

@@ -82,6 +82,11 @@ def test_every_module_has_a_rank_and_the_root_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_command_line_starts_without_torch() -> None:
+    code = "import sys, amc.cli; assert not {'torch', 'stable_baselines3'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_folder_imported_by_its_own_name_is_refused() -> None:
     for name in ("envs", "agents"):
         done = subprocess.run(

@@ -70,11 +70,11 @@ def zoo_space(name: str) -> ChannelSpace:
 OVERHEAD_MS = 0.05
 
 
-def layer_ms(layer: LayerSpec) -> float:
+def layer_ms(layer: LayerSpec, slower: float = 1.5) -> float:
     if layer.kind not in ("conv", "linear"):
         return 0.0
     blocks = 16 * math.ceil(layer.out_channels / 16) / layer.out_channels
-    odd = 1.5 if layer.out_channels % 4 else 1.0
+    odd = slower if layer.out_channels % 4 else 1.0
     return 1e-6 * layer.macs * blocks * odd
 
 

@@ -11,6 +11,7 @@ import importlib.resources
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -112,6 +113,18 @@ class DeviceProfile(Facts):
             raise UserError(
                 f"the device profile {source!r} is damaged: {where}: {first['msg'].lower()}"
             ) from error
+
+    @classmethod
+    def read(cls, path: Path) -> DeviceProfile:
+        """The profile in a file; see `parse`."""
+        return cls.parse(path.read_text(encoding="utf-8"), str(path))
+
+    def changed(self, **facts: Any) -> DeviceProfile:
+        """This profile with other facts. Made anew: a copy would keep what was computed from the
+        old ones.
+        """
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**own, **facts})
 
     def to_yaml(self) -> str:
         """The readable file."""
@@ -233,7 +246,7 @@ def load_device(name: str) -> DeviceProfile:
     """
     for path in (Path(name), Path(f"{name}.yaml")):
         if path.is_file():
-            return DeviceProfile.parse(path.read_text(encoding="utf-8"), str(path))
+            return DeviceProfile.read(path)
     if name not in devices():
         raise unknown("device", name, [*devices(), "a file that `amc profile` wrote"])
     folder = importlib.resources.files("amc.configs").joinpath("devices")

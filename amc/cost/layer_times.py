@@ -49,10 +49,14 @@ class Family(Facts):
             followed_by=layer.followed_by,
         )
 
+    def groups(self, in_channels: int) -> int:
+        """The groups of a layer with so many input channels."""
+        return 1 if self.group is None else in_channels // self.group[0]
+
     def grouped_outputs(self, in_channels: int) -> int:
         """The output channels of a grouped layer with so many input channels."""
         assert self.group is not None
-        return in_channels // self.group[0] * self.group[1]
+        return self.groups(in_channels) * self.group[1]
 
     def __str__(self) -> str:
         sizes = [f"{height}x{width}" for height, width in (self.input_size, self.output_size)]
@@ -69,6 +73,11 @@ class Point(NamedTuple):
     ms: float  # median
     spread_ms: float  # 1.48 times the median absolute deviation
     repeats: int
+
+    @classmethod
+    def of(cls, pair: tuple[int, int], ms: float, spread_ms: float, repeats: int) -> Point:
+        """Rounded to nanoseconds; noise may take the difference of two times below 0."""
+        return cls(*pair, max(0.0, round(ms, 6)), round(spread_ms, 6), repeats)
 
 
 class LayerTimes(Facts):
@@ -120,18 +129,21 @@ class LayerTimes(Facts):
         Raises:
             UserError: the profile was not measured for so few, or so many, channels.
         """
-        axes = [(in_channels, self.in_channels), (out_channels, self.out_channels)]
-        for width, lines in axes[: 1 if self.family.group is not None else 2]:
-            if not lines or not lines[0] <= width <= lines[-1]:
-                measured = f"{lines[0]} to {lines[-1]}" if lines else "none"
-                raise UserError(
-                    f"the device profile has no time for {width} channels of a {self.family} "
-                    f"(measured: {measured}): measure this network with `amc profile`"
-                )
+        self._check(in_channels, self.in_channels)
         if self.family.group is not None:
-            times = [self._known[width, self.family.grouped_outputs(width)] for width in axes[0][1]]
-            return float(np.interp(in_channels, self.in_channels, times))
+            lines = self.in_channels
+            times = [self._known[width, self.family.grouped_outputs(width)] for width in lines]
+            return float(np.interp(in_channels, lines, times))
+        self._check(out_channels, self.out_channels)
         return self._blended(in_channels, out_channels)
+
+    def _check(self, width: int, lines: Sequence[int]) -> None:
+        if not lines or not lines[0] <= width <= lines[-1]:
+            measured = f"{lines[0]} to {lines[-1]}" if lines else "none"
+            raise UserError(
+                f"the device profile has no time for {width} channels of a {self.family} "
+                f"(measured: {measured}): measure this network with `amc profile`"
+            )
 
     def _blended(self, in_channels: int, out_channels: int) -> float:
         ins, outs = self.knots(self.in_channels), self.knots(self.out_channels)

@@ -17,7 +17,7 @@ from amc.cost.layer_times import Family, LayerTimes, Point
 from amc.errors import UserError
 from amc.network.layers import example_input
 from amc.profiling.copies import Copies, copies_of, layer_input
-from amc.profiling.reach import random_strategies, step_of, structure_of, widths_of
+from amc.profiling.reach import random_strategies, step_of, structure_of, timed_layers, widths_of
 from amc.profiling.survey import CHECKED, FITTED, fit_network, new_profile
 from amc.progress import Report, silent
 from amc.run import write_bytes, write_json
@@ -149,11 +149,8 @@ def _network_files(
         return onnx_bytes(structure_of(space, strategy), example)
 
     for number, strategy in enumerate(random_strategies(space, FITTED + CHECKED, seed)):
-        table = [
-            (families.index(Family.of(layer)), layer.in_channels, layer.out_channels)
-            for layer in space.resize(strategy)
-            if layer.kind in ("conv", "linear")
-        ]
+        layers = timed_layers(space.resize(strategy))
+        table = [(families.index(family), ins, outs) for family, ins, outs in layers]
         entries.append({"file": f"networks/{number:03}.onnx", "layers": table})
         jobs.append((f"networks/{number:03}.onnx", partial(content, strategy)))
     return entries, jobs
@@ -188,12 +185,10 @@ def import_csv(path: Path, name: str, runtime: str, threads: int) -> DeviceProfi
     for one, several in zip(manifest["layers"][::2], manifest["layers"][1::2], strict=True):
         count = several["copies"] - one["copies"]
         first, second = rows[one["file"]], rows[several["file"]]
-        ms = max(0.0, (second["ms"] - first["ms"]) / count)
+        ms = (second["ms"] - first["ms"]) / count
         spread = math.hypot(first["spread_ms"], second["spread_ms"]) / count
         repeats = int(min(first["repeats"], second["repeats"]))
-        ins, outs = one["channels"]
-        point = Point(ins, outs, round(ms, 6), round(spread, 6), repeats)
-        points[one["family"]].append(point)
+        points[one["family"]].append(Point.of(one["channels"], ms, spread, repeats))
     layers = tuple(
         LayerTimes(
             family=family,
@@ -203,17 +198,17 @@ def import_csv(path: Path, name: str, runtime: str, threads: int) -> DeviceProfi
         )
         for family, entry, found in zip(families, manifest["families"], points, strict=True)
     )
-    kind, _, version = runtime.partition(" ")
-    profile = new_profile(name, kind, version or "unknown", threads, manifest["batch"]).model_copy(
-        update={"layers": layers, "machine": {"processor": name}}
-    )
     networks = [
         [(layers[number], ins, outs) for number, ins, outs in network["layers"]]
         for network in manifest["networks"]
     ]
     measured = [rows[network["file"]]["ms"] for network in manifest["networks"]]
     fit = fit_network(networks, measured, manifest["step"])
-    return profile.model_copy(update={"networks": {manifest["network"]: fit}})
+    kind, _, version = runtime.partition(" ")
+    profile = new_profile(name, kind, version or "unknown", threads, manifest["batch"])
+    return profile.changed(
+        layers=layers, networks={manifest["network"]: fit}, machine={"processor": name}
+    )
 
 
 def _manifest(path: Path) -> dict[str, Any]:

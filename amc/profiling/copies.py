@@ -48,11 +48,11 @@ class Copies(nn.Module):
         total: Tensor | None = None
         for layer in self.layers:
             y = layer(x)
-            if self.sums_first:
-                total = self._activated(y if total is None else y + total)
-            else:
+            if not self.sums_first:
                 y = F.adaptive_avg_pool2d(self._activated(y), 1)
-                total = y if total is None else y + total
+            total = y if total is None else y + total
+            if self.sums_first:
+                total = self._activated(total)
         assert total is not None
         return total
 
@@ -69,10 +69,8 @@ def _layer(family: Family, pair: Pair) -> nn.Module:
         linear = nn.Linear(*pair)
         plain = family.input_size == (1, 1)
         return nn.Sequential(linear, nn.BatchNorm1d(pair[1])) if norm and plain else linear
-    groups = 1 if family.group is None else pair[0] // family.group[0]
-    conv = nn.Conv2d(
-        *pair, family.kernel, family.stride, _padding(family), groups=groups, bias=not norm
-    )
+    groups, padding = family.groups(pair[0]), _padding(family)
+    conv = nn.Conv2d(*pair, family.kernel, family.stride, padding, groups=groups, bias=not norm)
     return nn.Sequential(conv, nn.BatchNorm2d(pair[1])) if norm else conv
 
 
@@ -108,5 +106,4 @@ def copies_of(family: Family, pair: Pair) -> int:
 
 def bytes_of(family: Family, pair: Pair) -> float:
     """Of the weights of one layer."""
-    group = 1 if family.group is None else pair[0] // family.group[0]
-    return 4.0 * pair[0] * pair[1] * math.prod(family.kernel) / group
+    return 4.0 * pair[0] * pair[1] * math.prod(family.kernel) / family.groups(pair[0])

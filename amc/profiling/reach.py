@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from amc.cost.layer_times import Family
+from amc.network.layers import LayerTable
 from amc.spaces.base import CompressionSpace, Strategy
 
 
@@ -20,6 +21,15 @@ class Widths:
     outs: set[int] = field(default_factory=set)
 
 
+def timed_layers(table: LayerTable) -> list[tuple[Family, int, int]]:
+    """The layers that a profile has times for: family, channels in and out."""
+    return [
+        (Family.of(layer), layer.in_channels, layer.out_channels)
+        for layer in table
+        if layer.kind in ("conv", "linear")
+    ]
+
+
 def widths_of(space: CompressionSpace) -> dict[Family, Widths]:
     """Every family that a space can make of its network, with its channel counts."""
     found: dict[Family, Widths] = {}
@@ -27,11 +37,10 @@ def widths_of(space: CompressionSpace) -> dict[Family, Widths]:
     # where several decisions make one width, more widths come up together than one at a time
     together = [space.smallest, *random_strategies(space, 200, seed=0)]
     for strategy in (*alone, *together):
-        for layer in space.resize(strategy):
-            if layer.kind in ("conv", "linear"):
-                widths = found.setdefault(Family.of(layer), Widths())
-                widths.ins.add(layer.in_channels)
-                widths.outs.add(layer.out_channels)
+        for family, ins, outs in timed_layers(space.resize(strategy)):
+            widths = found.setdefault(family, Widths())
+            widths.ins.add(ins)
+            widths.outs.add(outs)
     return found
 
 

@@ -27,11 +27,11 @@ from amc.network.layers import example_input
 from amc.network.trace import Network
 from amc.profiling.copies import Copies, bytes_of, copies_of, layer_input
 from amc.profiling.grid import Pair, plan
-from amc.profiling.reach import random_strategies, step_of, structure_of, widths_of
+from amc.profiling.reach import random_strategies, step_of, structure_of, timed_layers, widths_of
 from amc.progress import Report, silent
 from amc.run import processor, write_bytes
-from amc.runtime import Run, Runtime, interleaved, robust_spread
-from amc.spaces.base import CompressionSpace, Strategy
+from amc.runtime import Run, Runtime, interleaved, median_ms, robust_spread
+from amc.spaces.base import CompressionSpace
 
 FITTED, CHECKED = 24, 40  # whole networks that the overhead is fitted on, and that check it
 BLOCKS = (1, 4, 8, 16, 32)  # of channels, in which runtimes hold activations; 1: no conversion
@@ -138,7 +138,7 @@ class _Survey:
         self.saved = time.monotonic()
 
     def _measured_reference(self) -> float:
-        value = round(float(np.median(interleaved([self.reference], rounds=30))), 5)
+        value = round(median_ms(self.reference), 5)
         self._set_fit(NetworkFit(reference_ms=value, step=step_of(self.space)))
         return value
 
@@ -181,7 +181,8 @@ class _Survey:
         times = self._drift_free(runs)
         for index, ((family, pair), count) in enumerate(zip(jobs, counts, strict=True)):
             each = (times[:, 2 * index + 1] - times[:, 2 * index]) / (count - 1)
-            self.points[family][pair] = _point(pair, each)
+            spread = robust_spread(each)
+            self.points[family][pair] = Point.of(pair, float(np.median(each)), spread, len(each))
 
     def _drift_free(self, runs: Sequence[Run]) -> NDArray[np.float64]:
         """Times (rounds, len(runs) - 1) as if the first run, the untouched network, had always
@@ -203,19 +204,16 @@ class _Survey:
                 runs.append(self.runtime.prepare(smaller, self.example))
             measured += np.median(self._drift_free(runs), axis=0).tolist()
         self.report("measuring whole networks", len(strategies), len(strategies))
-        networks = [self._layers_of(strategy) for strategy in strategies]
-        self._set_fit(fit_network(networks, measured, step_of(self.space)))
-
-    def _layers_of(self, strategy: Strategy) -> Layers:
-        return [
-            (self.profile.by_family[Family.of(layer)], layer.in_channels, layer.out_channels)
-            for layer in self.space.resize(strategy)
-            if layer.kind in ("conv", "linear")
+        times = self.profile.by_family
+        networks = [
+            [(times[family], ins, outs) for family, ins, outs in timed_layers(table)]
+            for table in map(self.space.resize, strategies)
         ]
+        self._set_fit(fit_network(networks, measured, step_of(self.space)))
 
     def _set_fit(self, fit: NetworkFit) -> None:
         networks = {**self.profile.networks, self.network.name: fit}
-        self.profile = self.profile.model_copy(update={"networks": networks})
+        self.profile = self.profile.changed(networks=networks)
 
     def save(self) -> None:
         """Write the file."""
@@ -228,9 +226,7 @@ class _Survey:
             )
             for family, points in self.points.items()
         )
-        # made anew, not copied: a copy would keep what was computed from the old layers
-        facts = {name: getattr(self.profile, name) for name in DeviceProfile.model_fields}
-        self.profile = DeviceProfile(**{**facts, "layers": layers})
+        self.profile = self.profile.changed(layers=layers)
         write_bytes(self.path, self.profile.to_yaml().encode())
         self.saved = time.monotonic()
 
@@ -243,7 +239,7 @@ def profile_path(device: str) -> Path:
 def time_of(runtime: Runtime, network: Network, batch: int = 1) -> float:
     """The median milliseconds of a whole network."""
     example = example_input(network.model, network.input_shape, batch)
-    return float(np.median(interleaved([runtime.prepare(network.model, example)], rounds=30)))
+    return median_ms(runtime.prepare(network.model, example))
 
 
 def new_profile(name: str, runtime: str, version: str, threads: int, batch: int) -> DeviceProfile:
@@ -266,7 +262,7 @@ def new_profile(name: str, runtime: str, version: str, threads: int, batch: int)
 def _opened(path: Path, runtime: Runtime, batch: int) -> DeviceProfile:
     if not path.is_file():
         return new_profile(path.stem, runtime.name, runtime.version, runtime.threads, batch)
-    found = DeviceProfile.parse(path.read_text(encoding="utf-8"), str(path))
+    found = DeviceProfile.read(path)
     for what, theirs, ours in (
         ("runtime", found.runtime, runtime.name),
         ("runtime's version", found.runtime_version, runtime.version),
@@ -280,12 +276,6 @@ def _opened(path: Path, runtime: Runtime, batch: int) -> DeviceProfile:
                 "this device another name"
             )
     return found
-
-
-def _point(pair: Pair, each: NDArray[np.float64]) -> Point:
-    """Round to nanoseconds; noise may take a tiny layer below 0."""
-    median = max(0.0, round(float(np.median(each)), 6))
-    return Point(*pair, median, round(robust_spread(each), 6), len(each))
 
 
 def _chunks(items: Sequence[T], sizes: Sequence[float]) -> Iterator[list[T]]:

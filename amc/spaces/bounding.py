@@ -13,7 +13,7 @@ larger one. There
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Bounds:
     space: CompressionSpace
     budget: Budget
     floor: dict[str, int]  # decision -> the choice that later decisions can always fall back on
-    choices: dict[str, tuple[int, ...]]  # decision -> those worth taking, ascending
+    decisions: dict[str, Decision]  # with only the choices that are worth taking
 
     @classmethod
     def of(cls, space: CompressionSpace, budget: Budget) -> Bounds:
@@ -40,17 +40,22 @@ class Bounds:
         Raises:
             UserError: the budget cannot be reached.
         """
-        choices = {decision.name: decision.choices for decision in space.decisions}
+        decisions = {decision.name: decision for decision in space.decisions}
         floor = space.smallest
         if budget.metric == "latency_ms":
             fastest, whole = _fastest(space), space.complete({})
-            choices = {d.name: _undominated(space, d, (whole, fastest)) for d in space.decisions}
+            decisions = {d.name: _undominated(space, d, (whole, fastest)) for d in space.decisions}
             floor = {
-                name: min(choice for choice in choices[name] if choice >= least)
+                name: min(choice for choice in decisions[name].choices if choice >= least)
                 for name, least in fastest.items()
             }
         budget.check_reachable(space.cost(floor), space.cost({}))
-        return cls(space, budget, floor, choices)
+        return cls(space, budget, floor, decisions)
+
+    @property
+    def choices(self) -> dict[str, tuple[int, ...]]:
+        """Decision -> the choices worth taking, ascending."""
+        return {name: decision.choices for name, decision in self.decisions.items()}
 
     def choose(self, so_far: Strategy, decision: Decision, ratio: float) -> int:
         """The largest choice that is not above the one nearest to ``ratio`` and keeps the budget
@@ -62,9 +67,9 @@ class Bounds:
             ratio: the keep ratio that is wanted.
         """
         floor = self.floor[decision.name]
-        wanted = self._nearest(decision, ratio)
-        legal = [floor]
-        legal += [choice for choice in self.choices[decision.name] if floor < choice <= wanted]
+        allowed = self.decisions[decision.name]
+        wanted = self.space.decode(allowed, ratio)
+        legal = [floor, *(choice for choice in allowed.choices if floor < choice <= wanted)]
         base = {**self.floor, **so_far}
         return self.budget.largest_feasible(
             legal, lambda choice: self.space.cost({**base, decision.name: choice})
@@ -89,13 +94,7 @@ class Bounds:
         return strategy
 
     def _rounded(self, ratio: float) -> dict[str, int]:
-        return {d.name: self._nearest(d, ratio) for d in self.space.decisions}
-
-    def _nearest(self, decision: Decision, ratio: float) -> int:
-        """The choice worth taking whose keep ratio is nearest."""
-        choices = self.choices[decision.name]
-        distances = [abs(self.space.encode(decision, choice) - ratio) for choice in choices]
-        return choices[int(np.argmin(distances))]
+        return {name: self.space.decode(d, ratio) for name, d in self.decisions.items()}
 
 
 def _fastest(space: CompressionSpace) -> dict[str, int]:
@@ -113,9 +112,9 @@ def _fastest(space: CompressionSpace) -> dict[str, int]:
 
 def _undominated(
     space: CompressionSpace, decision: Decision, references: tuple[Strategy, ...]
-) -> tuple[int, ...]:
-    """The choices that are faster than every larger one, with the other decisions as in one of the
-    references.
+) -> Decision:
+    """The decision with only the choices that are faster than every larger one, with the other
+    decisions as in one of the references.
     """
     keep = {decision.choices[-1]}
     for reference in references:
@@ -126,7 +125,9 @@ def _undominated(
             if time < fastest - noise:
                 fastest = time
                 keep.add(choice)
-    return tuple(sorted(keep))
+    kept = [pair for pair in zip(decision.choices, decision.ratios, strict=True) if pair[0] in keep]
+    choices, ratios = zip(*kept, strict=True)
+    return replace(decision, choices=choices, ratios=ratios)
 
 
 def _latencies(space: CompressionSpace, decision: Decision, base: Strategy) -> list[float]:

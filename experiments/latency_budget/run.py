@@ -156,9 +156,7 @@ def rows(
 def fidelity() -> list[dict[str, Any]]:
     """What the profiles say of themselves: the shipped ones and those beside this file."""
     profiles = [load_device(name) for name in (DEVICE, DEVICE.replace("1thread", "2threads"))]
-    profiles += [
-        DeviceProfile.parse(path.read_text(), str(path)) for path in sorted(HERE.glob("*.yaml"))
-    ]
+    profiles += [DeviceProfile.read(path) for path in sorted(HERE.glob("*.yaml"))]
     result = []
     for profile in profiles:
         runtime = f"{profile.runtime} {profile.runtime_version}, threads {profile.threads}"
