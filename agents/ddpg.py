@@ -97,6 +97,10 @@ class DDPGAgent(DDPG):
         )
 
     @property
+    def episodes(self) -> int:
+        return self.options.episodes
+
+    @property
     def episodes_done(self) -> int:
         return self.num_timesteps // self.steps
 

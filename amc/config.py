@@ -245,7 +245,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values.setdefault(parent, {}), dict):
             values[parent] = {}
         values = values[parent]
-    values[last] = _yaml(text, override)
+    before, values[last] = values.get(last), _yaml(text, override)
+    if key in ("space.name", "agent.name") and before not in (None, values[last]):
+        for option in [option for option in values if option != "name"]:  # they were the other's
+            del values[option]
     if key in ("ratio", "limit") or (parents == ["budget"] and last in ("ratio", "limit")):
         values.pop("limit" if last == "ratio" else "ratio", None)
 

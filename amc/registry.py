@@ -16,7 +16,11 @@ from amc.errors import UserError, unknown
 Kind = Literal["space", "criterion", "reward", "agent", "runtime"]
 
 KNOWN: dict[Kind, dict[str, str]] = {
-    "space": {"channel": "amc.spaces.channel:ChannelSpace"},
+    "space": {
+        "channel": "amc.spaces.channel:ChannelSpace",
+        "lowrank": "amc.spaces.lowrank:LowRankSpace",
+        "mixed": "amc.spaces.mixed:MixedSpace",
+    },
     "criterion": {
         "l1": "amc.criteria.magnitude:l1",
         "reconstruction": "amc.criteria.reconstruction:reconstruction",
@@ -35,7 +39,7 @@ KNOWN: dict[Kind, dict[str, str]] = {
         )
     }
     | {"flops": "amc.evaluate.rewards:macs"},
-    "agent": {"ddpg": "amc.agents.ddpg:DDPGAgent"},
+    "agent": {"ddpg": "amc.agents.ddpg:DDPGAgent", "vbmf": "amc.agents.vbmf:VBMFAgent"},
     "runtime": {
         "onnxruntime": "amc.runtime:OnnxRuntime",
         "torch": "amc.runtime:TorchCpu",

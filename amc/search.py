@@ -174,7 +174,7 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
         run.save_checkpoint(agent.state())
         best = recorder.best
         what = f"searching | best {100 * best['search_accuracy']:.2f}%" if best else "searching"
-        report(what, agent.episodes_done, agent.options.episodes)
+        report(what, agent.episodes_done, agent.episodes)
 
     with evaluator.clock("agent"):
         agent.run(after_episode)

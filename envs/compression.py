@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from amc.envs.observation import FEATURES, FloatArray, Observer
+from amc.envs.observation import FloatArray, Observer
 from gymnasium import spaces
 
 from amc.cost.budget import Budget
@@ -53,6 +53,9 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     | 9   | MACs of the layers still to come, likewise         |
     | 10  | the previous executed keep ratio                   |
 
+    In a space with decisions of several kinds (channels and ranks, say) it is `(12,)`: the kind of
+    the decision comes first.
+
     ## Rewards
     0 until the last decision, then the configured reward of the outcome (`amc.evaluate.rewards`).
 
@@ -80,9 +83,10 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     ) -> None:
         self.space, self.evaluate = space, evaluate
         self.bounds = Bounds.of(space, budget)
-        self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
-        self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._observe = Observer(space.decisions, space.network.table)
+        features = len(self._observe.features)
+        self.observation_space = spaces.Box(0.0, 1.0, (features,), np.float32)
+        self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._strategy: dict[str, int] = {}
         self._ratio = 1.0
 

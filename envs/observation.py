@@ -33,10 +33,12 @@ the previous action.
 
 class Observer:
     """Computes observations. Static features are scaled to [0, 1] over the decisions (a constant
-    one is 0), MACs by the network's.
+    one is 0), MACs by the network's. Where decisions are of several kinds, the kind comes first.
     """
 
     def __init__(self, decisions: Sequence[Decision], table: LayerTable) -> None:
+        kinds = sorted({decision.kind for decision in decisions})
+        self.features = ("kind", *FEATURES) if len(kinds) > 1 else FEATURES
         layers = table.by_name
         self._macs = np.array(
             [sum(layers[name].macs for name in d.layers) for d in decisions], dtype=np.float64
@@ -45,15 +47,16 @@ class Observer:
         for index, decision in enumerate(decisions):
             first = layers[decision.layers[0]]
             size = (*first.input_size, first.stride[0], first.kernel[0])
-            rows.append((index, first.out_channels, first.in_channels, *size, self._macs[index]))
+            row = (index, first.out_channels, first.in_channels, *size, self._macs[index])
+            rows.append((kinds.index(decision.kind), *row) if len(kinds) > 1 else row)
         raw = np.array(rows, dtype=np.float64)
         low, span = raw.min(axis=0), np.ptp(raw, axis=0)
         self._static = np.where(span > 0, (raw - low) / np.where(span > 0, span, 1), 0.0)
         self._total = table.macs
 
     def __call__(self, index: int, macs_now: int, previous_ratio: float) -> FloatArray:
-        """The observation (11,) before decision ``index``; after the last one, the last decision's
-        features are repeated.
+        """The observation (features,) before decision ``index``; after the last one, the features
+        of the last decision are repeated.
 
         Args:
             index: which decision comes next.

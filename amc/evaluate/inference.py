@@ -22,6 +22,8 @@ from amc.evaluate.fusion import fused
 from amc.evaluate.rewards import Score
 from amc.network.layers import IntArray, evaluating, example_input
 from amc.network.trace import Network
+from amc.surgery.cut import replace_module
+from amc.surgery.factor import last_part
 
 Precision = Literal["auto", "fp32", "bf16"]
 AGREEMENT = 0.002  # the accuracy by which bf16 may differ from fp32
@@ -71,26 +73,22 @@ def prepared(model: nn.Module, network: Network, bf16: bool) -> nn.Module:
     """
     fast = copy.deepcopy(model).eval()
     modules = dict(fast.named_modules())
-    for layer, norm in network.table.folds:
+    for name, norm in network.table.folds:
+        layer = last_part(fast, name)
         first, second = modules.get(layer), modules.get(norm)
         if not isinstance(second, nn.modules.batchnorm._BatchNorm):
             continue
         if isinstance(first, nn.Conv2d):
-            _replace(fast, layer, fuse_conv_bn_eval(first, second))
+            replace_module(fast, layer, fuse_conv_bn_eval(first, second))
         elif isinstance(first, nn.Linear):
-            _replace(fast, layer, fuse_linear_bn_eval(first, second))
+            replace_module(fast, layer, fuse_linear_bn_eval(first, second))
         else:
             continue
-        _replace(fast, norm, nn.Identity())
+        replace_module(fast, norm, nn.Identity())
     fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     example = example_input(fast, network.input_shape, batch=2)
     fast = fused(fast, example.contiguous(memory_format=torch.channels_last))
     return fast.to(torch.bfloat16) if bf16 else fast
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
 
 
 def logits(

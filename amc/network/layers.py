@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
@@ -98,14 +98,40 @@ class Activations:
     born: IntArray
     dies: IntArray
 
-    def peak_bytes(self) -> int:
-        """The most bytes alive at any operation."""
-        if not len(self.bytes):
-            return 0
-        change = np.zeros(int(self.dies.max()) + 2, dtype=np.int64)
+    def live_bytes(self) -> IntArray:
+        """The bytes that are alive at each operation, shape (operations + 1,)."""
+        change = np.zeros(int(self.dies.max(initial=0)) + 2, dtype=np.int64)
         np.add.at(change, self.born, self.bytes)
         np.add.at(change, self.dies + 1, -self.bytes)
-        return int(np.cumsum(change).max())
+        return np.cumsum(change)
+
+    def peak_bytes(self) -> int:
+        """The most bytes alive at any operation."""
+        return int(self.live_bytes().max())
+
+    def splitting(self, parts: Mapping[int, Sequence[LayerSpec]]) -> Activations:
+        """The activations when operations become several, with a buffer between two of them.
+
+        Args:
+            parts: operation -> the layers that take its place, in execution order.
+        """
+        steps = np.array(sorted(parts), dtype=np.int64)
+        extra = np.array([len(parts[step]) - 1 for step in steps], dtype=np.int64)
+        before = np.concatenate([[0], np.cumsum(extra)])
+        later = before[np.searchsorted(steps, self.born, side="right")]
+        last = before[np.searchsorted(steps, self.dies, side="left")]
+        inner = [
+            (at + i, p)
+            for at, step in zip(steps + before[:-1], steps, strict=True)
+            for i, p in enumerate(parts[step][:-1])
+        ]
+        sizes = [4 * p.out_channels * p.output_size[0] * p.output_size[1] for _, p in inner]
+        at = np.array([step for step, _ in inner], dtype=np.int64)
+        return Activations(
+            np.concatenate([self.bytes, np.array(sizes, dtype=np.int64)]),
+            np.concatenate([self.born + later, at]),
+            np.concatenate([self.dies + np.maximum(later, last), at + 1]),
+        )
 
     def batch_size(self) -> int:
         """How many images at once: about 100 MB of activations (measured: larger batches leave the
@@ -134,6 +160,27 @@ class LayerTable:
     @property
     def by_name(self) -> dict[str, LayerSpec]:
         return {layer.name: layer for layer in self.layers}
+
+    def replacing(self, parts: Mapping[str, Sequence[LayerSpec]]) -> LayerTable:
+        """The table when layers are replaced by others, one after the other.
+
+        Args:
+            parts: layer -> the layers that take its place, in execution order. What follows the
+                layer follows the last of them.
+        """
+        layers: list[LayerSpec] = []
+        split = {layer.step: parts[layer.name] for layer in self.layers if layer.name in parts}
+        shift = 0
+        for layer in self.layers:
+            step = layer.step + shift
+            if layer.name not in parts:
+                layers.append(replace(layer, step=step) if shift else layer)
+                continue
+            *inner, last = parts[layer.name]
+            layers += [replace(part, step=step + i, followed_by="") for i, part in enumerate(inner)]
+            layers.append(replace(last, step=step + len(inner), followed_by=layer.followed_by))
+            shift += len(inner)
+        return LayerTable(tuple(layers), self.activations.splitting(split))
 
     @property
     def macs(self) -> int:
@@ -192,6 +239,10 @@ def storage_key(tensor: Tensor) -> int:
 
 def output_shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a layer's output for an input of that shape, without computing it."""
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            input_shape = output_shape(part, input_shape)
+        return input_shape
     if isinstance(module, nn.Linear):
         return (*input_shape[:-1], module.out_features)
     if isinstance(module, nn.Conv2d):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from amc.cost.device import LatencyModel
 from amc.network.layers import Activations, LayerSpec, LayerTable
 from amc.network.trace import Network
 from amc.progress import Clock, Report, silent
+from amc.surgery.cut import replace_module
 
 Strategy = Mapping[str, int]
 """Decision name -> choice. A decision that is missing is untouched."""
@@ -41,6 +42,7 @@ class Decision:
     ratios: tuple[float, ...] = field(
         default=()
     )  # the keep ratio each choice stands for, ascending to 1
+    kind: str = ""  # what a choice counts, in a space that has several kinds
 
     def __post_init__(self) -> None:
         if not self.choices or list(self.choices) != sorted(set(self.choices)):
@@ -175,22 +177,11 @@ class LayerwiseSpace(CompressionSpace):
 
     def resize(self, strategy: Strategy) -> LayerTable:
         table = self.network.table
-        layers: list[LayerSpec] = []
-        activations = table.activations
-        shift = 0
         touched = self._touched(strategy)
-        for original in table:
-            layer = replace(original, step=original.step + shift)
-            if layer.name not in touched:
-                layers.append(layer)
-                continue
-            parts = self.resize_layer(layer, touched[layer.name])
-            for i, part in enumerate(parts):
-                follower = layer.followed_by if i == len(parts) - 1 else ""
-                layers.append(replace(part, step=layer.step + i, followed_by=follower))
-            activations = _with_inner_buffers(activations, layer.step, parts)
-            shift += len(parts) - 1
-        return LayerTable(tuple(layers), activations)
+        layers = (layer for layer in table if layer.name in touched)
+        return table.replacing(
+            {layer.name: self.resize_layer(layer, touched[layer.name]) for layer in layers}
+        )
 
     def apply(self, strategy: Strategy) -> nn.Module:
         return self.rebuild_with(self.network.model, self._touched(strategy))
@@ -210,39 +201,10 @@ class LayerwiseSpace(CompressionSpace):
         """A copy of ``model`` in which the named layers are replaced."""
         new = copy.deepcopy(model)
         for name, choice in choices.items():
-            parent, _, attribute = name.rpartition(".")
-            setattr(
-                new.get_submodule(parent),
-                attribute,
-                self.replace_layer(new.get_submodule(name), choice),
-            )
+            replace_module(new, name, self.replace_layer(new.get_submodule(name), choice))
         return new
 
     def _touched(self, strategy: Strategy) -> dict[str, int]:
         """layer -> choice, for the layers that are not left whole."""
         full = self.complete(strategy)
         return {d.layers[0]: full[d.name] for d in self.decisions if full[d.name] != d.choices[-1]}
-
-
-def _with_inner_buffers(
-    activations: Activations, step: int, parts: Sequence[LayerSpec]
-) -> Activations:
-    """The activations when the operation ``step`` becomes ``len(parts)`` operations with a buffer
-    between two of them.
-    """
-    extra = len(parts) - 1
-    sizes = [
-        4 * part.out_channels * part.output_size[0] * part.output_size[1] for part in parts[:-1]
-    ]
-    born = np.where(activations.born >= step, activations.born + extra, activations.born)
-    dies = np.where(
-        (activations.dies > step) | (activations.born >= step),
-        activations.dies + extra,
-        activations.dies,
-    )
-    inner = step + np.arange(extra)
-    return Activations(
-        np.concatenate([activations.bytes, np.array(sizes, dtype=np.int64)]),
-        np.concatenate([born, inner]),
-        np.concatenate([dies, inner + 1]),
-    )

@@ -13,6 +13,7 @@ larger one. There
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,15 +77,22 @@ class Bounds:
         )
 
     def uniform(self) -> dict[str, int]:
-        """The same keep ratio for every decision, as large as the budget allows; what rounding
-        leaves over goes to single steps, in order.
+        """The same keep ratio for every decision, as large as the budget allows."""
+        return self.scaled(dict.fromkeys(self.decisions, 1.0))
+
+    def scaled(self, ratios: Mapping[str, float]) -> dict[str, int]:
+        """Given keep ratios, multiplied by a common factor as large as the budget allows; what
+        rounding leaves over goes to single steps, in order.
+
+        Args:
+            ratios: decision -> keep ratio, above 0.
         """
-        decisions = self.space.decisions
-        ratios = sorted({ratio for decision in decisions for ratio in decision.ratios})
+        steps = {step / ratios[name] for name, d in self.decisions.items() for step in d.ratios}
+        factors = sorted(steps)
         index = self.budget.largest_feasible(
-            range(len(ratios)), lambda index: self.space.cost(self._rounded(ratios[index]))
+            range(len(factors)), lambda index: self.space.cost(self._times(factors[index], ratios))
         )
-        strategy = self._rounded(ratios[index])
+        strategy = self._times(factors[index], ratios)
         if not self.budget.allows(self.space.cost(strategy)):
             strategy = dict(self.floor)
         for name, choices in self.choices.items():
@@ -93,8 +101,11 @@ class Bounds:
                 strategy[name] = larger[0]
         return strategy
 
-    def _rounded(self, ratio: float) -> dict[str, int]:
-        return {name: self.space.decode(d, ratio) for name, d in self.decisions.items()}
+    def _times(self, factor: float, ratios: Mapping[str, float]) -> dict[str, int]:
+        return {
+            name: self.space.decode(d, min(1.0, factor * ratios[name]))
+            for name, d in self.decisions.items()
+        }
 
 
 def _fastest(space: CompressionSpace) -> dict[str, int]:

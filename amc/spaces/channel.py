@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -18,50 +18,26 @@ from amc.network.groups import ChannelGroup, find_groups
 from amc.network.layers import Activations, LayerSpec, LayerTable
 from amc.network.trace import Network
 from amc.registry import lookup
-from amc.spaces.base import CompressionSpace, Decision, Options, Strategy
+from amc.spaces.base import Decision, Strategy
+from amc.spaces.repairing import RepairingSpace, RepairOptions
 from amc.surgery.cut import Cuts, cut, cuts_of
-from amc.surgery.reconstruct import (
-    RIDGE,
-    GramMatrices,
-    Sampler,
-    reestimate_batchnorm,
-    repair_independent,
-)
-from amc.surgery.sweep import SequentialRepair, Targets
+from amc.surgery.reconstruct import GramMatrices, repair_independent
+from amc.surgery.refit import Factoring
 from amc.surgery.verify import VerifiedGroup, verify_groups
 
-# Of activations in one sweep; calibration images beyond it are left out.
-CALIBRATION_BYTES = 2 * 2**30
 
-
-class ChannelOptions(Options):
+class ChannelOptions(RepairOptions):
     """The options of the channel space."""
 
-    round_to: int = Field(1, ge=1, description="channels kept are a multiple of this")
-    min_ratio: float = Field(0.2, gt=0, le=1, description="the smallest keep ratio of a decision")
     coupled: bool = Field(
         True,
         description="also decide channels that several layers write (residual sums), as one "
         "decision a group",
     )
     criterion: str = Field("l1", description="which channels stay: `amc ls` names the criteria")
-    repair: Literal["none", "independent", "sequential"] = Field(
-        "sequential",
-        description="least squares after the cut; sequential uses the inputs of the network as "
-        "cut so far",
-    )
-    ridge: float = Field(
-        RIDGE,
-        ge=0,
-        description="how strongly repair pulls towards the weights as they were cut, as a part of "
-        "the mean diagonal of the Gram matrix",
-    )
-    reestimate_batchnorm: bool = Field(
-        False, description="re-estimate BatchNorm statistics on the calibration images"
-    )
 
 
-class ChannelSpace(CompressionSpace):
+class ChannelSpace(RepairingSpace):
     """Structured pruning. A choice is the number of channels (of its first layer) that a decision
     keeps.
 
@@ -80,14 +56,9 @@ class ChannelSpace(CompressionSpace):
         calibration: Tensor | None = None,
     ) -> None:
         super().__init__(network, options, calibration)
-        if calibration is not None and self.options.repair == "sequential":
-            peak = network.table.activations.peak_bytes()
-            self.calibration = calibration[: max(64, CALIBRATION_BYTES // peak)]
         self._criterion: Criterion = lookup("criterion", self.options.criterion)
-        if calibration is None and (
-            self.options.repair != "none" or self.options.criterion != "l1"
-        ):
-            raise UserError("repair and the reconstruction criterion need calibration images")
+        if calibration is None and self.options.criterion != "l1":
+            raise UserError("the reconstruction criterion needs calibration images")
 
     def find_decisions(self) -> list[Decision]:
         groups, self.left_alone = find_groups(self.network)
@@ -179,32 +150,19 @@ class ChannelSpace(CompressionSpace):
                 self._repair(smaller, cuts)
         return smaller.eval()
 
-    def _repair(self, smaller: nn.Module, cuts: Cuts) -> None:
+    def _repair(
+        self, model: nn.Module, cuts: Cuts, factorings: Mapping[str, Factoring] | None = None
+    ) -> None:
         if self.options.repair == "independent":
             assert self._grams is not None
-            repair_independent(smaller, self.network, cuts, self._grams, self.options.ridge)
-        elif self.options.repair == "sequential":
-            assert self.calibration is not None
-            SequentialRepair(smaller, self._targets, cuts, self.options.ridge).run(self.calibration)
-        if self.options.reestimate_batchnorm and self.calibration is not None:
-            size = self.network.table.activations.batch_size()
-            reestimate_batchnorm(smaller, self.calibration, size)
-
-    @cached_property
-    def _sampler(self) -> Sampler:
-        assert self.calibration is not None
-        return Sampler(len(self.calibration))
+            repair_independent(model, self.network, cuts, self._grams, self.options.ridge)
+        super()._repair(model, cuts, factorings)
 
     @cached_property
     def _grams(self) -> GramMatrices | None:
         if self.calibration is None:
             return None
         return GramMatrices(self.network, self.calibration, self._sampler)
-
-    @cached_property
-    def _targets(self) -> Targets:
-        assert self.calibration is not None
-        return Targets(self.network, self.calibration, self._sampler)
 
     def describe(self, strategy: Strategy) -> dict[str, Any]:
         return {"cuts": self.cuts(strategy)}

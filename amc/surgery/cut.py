@@ -108,6 +108,12 @@ def _cut_conv(name: str, conv: nn.Conv2d, gone_in: list[int], gone_out: list[int
     conv.out_channels, conv.in_channels = len(rows), len(columns)
 
 
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` in the place of ``model``'s submodule ``name``."""
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
 def _slice(module: nn.Conv2d | nn.Linear, rows: Tensor, columns: Tensor | None) -> None:
     weight = module.weight.detach()[rows]
     if columns is not None:

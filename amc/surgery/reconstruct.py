@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ class Sampler:
         corner = (-pads[2], -pads[0])  # of the first patch: top, left
         if module.padding_mode != "zeros":
             x, corner = F.pad(x, pads, mode=module.padding_mode), (0, 0)
-        key = (layer, (len(x), *x.shape[2:]), first)
+        key = (layer, (len(x), *x.shape[2:], *module.kernel_size), first)
         if key not in self._patches:
             self._patches[key] = self._find_patches(layer, module, x.shape, grid, corner, first)
         pixels, outside = self._patches[key]
@@ -219,6 +220,42 @@ def ridge_solve(gram: Tensor, right: Tensor, ridge: float = RIDGE) -> Tensor:
             return torch.cholesky_solve(right, factor)
         ridge = max(ridge, 1e-8) * 10
     raise ArithmeticError("the Gram matrix is not positive semi-definite")
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """The weights that best give some outputs from some inputs."""
+
+    weight: Tensor  # (out, k)
+    gram: Tensor  # second moments of the inputs (k, k), about their means where they were centred
+    mean: Tensor  # of the inputs (k,)
+    offset: Tensor  # mean of the outputs (out,)
+
+    def shift(self, weight: Tensor) -> Tensor:
+        """What ``weight``'s outputs are short of on average (out,)."""
+        return self.offset - weight @ self.mean
+
+
+def regress(
+    rows: Tensor, wanted: Tensor, start: Tensor, ridge: float = RIDGE, centre: bool = True
+) -> Regression:
+    """Least squares: ``wanted`` (n, out) from ``rows`` (n, k), which are overwritten.
+
+    Args:
+        rows: inputs.
+        wanted: outputs.
+        start: weights (out, k) that the ridge pulls towards.
+        ridge: see `ridge_solve`.
+        centre: leave the means out, since the result can be shifted.
+    """
+    mean, offset = rows.mean(0), wanted.mean(0)
+    if centre:  # before the product: afterwards a small variance would be lost
+        rows, wanted = rows.sub_(mean), wanted - offset
+    gram = second_moments(rows).double() / len(rows)
+    # what the weights as they are now leave of the target, without computing their output
+    right = (rows.T @ wanted).double() / len(rows) - gram @ start.T
+    weight = start + ridge_solve(gram, right, ridge).T
+    return Regression(weight, gram, mean.double(), offset.double())
 
 
 def centred(gram: Tensor, mean: Tensor) -> Tensor:

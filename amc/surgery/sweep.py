@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -34,10 +34,10 @@ from amc.surgery.reconstruct import (
     can_shift,
     flat_weight,
     move_bias,
-    ridge_solve,
-    second_moments,
+    regress,
     set_flat_weight,
 )
+from amc.surgery.refit import Factoring, refit
 
 
 @cache
@@ -59,7 +59,7 @@ _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 @dataclass
 class _Open:
-    """A mixer whose output is not computed yet."""
+    """A mixer (or what it was factorised into) whose output is not computed yet."""
 
     layer: str
     module: nn.Module
@@ -67,18 +67,23 @@ class _Open:
     source: Tensor
     output: Tensor  # nothing was written to it yet, and nothing has read it
 
+    @property
+    def last(self) -> nn.Module:
+        """What computes the output: the module, or its last part where it is factorised."""
+        return self.module[-1] if isinstance(self.module, nn.Sequential) else self.module
+
 
 class _Sweep(TorchDispatchMode):
     """One forward pass in which mixers stay open until their output is read."""
 
-    def __init__(self, model: nn.Module, folds: Mapping[str, str], skip: frozenset[str]) -> None:
+    def __init__(self, model: nn.Module, folds: Mapping[str, str], mixers: Collection[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.folds = folds
         self.open: dict[int, _Open] = {}
         self._busy = False
         modules = dict(model.named_modules())
-        self.mixers = {name: m for name, m in modules.items() if is_mixer(m) and name not in skip}
+        self.mixers = {name: modules[name] for name in mixers}
         self.norms = {name: modules[norm] for name, norm in folds.items() if name in self.mixers}
 
     def close(self, item: _Open, other: Tensor | None) -> None:
@@ -164,7 +169,9 @@ class _Sweep(TorchDispatchMode):
 
 def compute(item: _Open) -> Tensor:
     """What an open mixer's output is, with its weights as they are now."""
-    module, norm, source = item.module, item.norm, item.source
+    module, norm, source = item.last, item.norm, item.source
+    if isinstance(item.module, nn.Sequential):
+        source = item.module[:-1](source)
     if isinstance(module, nn.Conv2d) and isinstance(norm, nn.modules.batchnorm._BatchNorm):
         statistics: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         # one pass over the output instead of two
@@ -190,9 +197,9 @@ class Targets(_Sweep):
 
     def __init__(self, network: Network, images: Tensor, sampler: Sampler) -> None:
         calls = [spec.name.split("@")[0] for spec in network.table]
-        shared = frozenset(name for name in calls if calls.count(name) > 1)
-        super().__init__(network.model, dict(network.table.folds), shared)
-        self.skip, self.sampler = shared, sampler
+        mixers = [n for n, m in network.model.named_modules() if is_mixer(m) and calls.count(n) < 2]
+        super().__init__(network.model, dict(network.table.folds), mixers)
+        self.sampler = sampler
         self.outputs: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self._rows: dict[str, list[Tensor]] = {}
@@ -226,37 +233,55 @@ class SequentialRepair(_Sweep):
         model: nn.Module,
         targets: Targets,
         cuts: Mapping[str, Mapping[Side, list[int]]],
+        factorings: Mapping[str, Factoring] | None = None,
         ridge: float = RIDGE,
     ) -> None:
-        super().__init__(model, targets.folds, targets.skip)
+        """Bind a sweep.
+
+        Args:
+            model: cut and factorised, its weights not repaired.
+            targets: of the original network.
+            cuts: which channels of which layer were removed.
+            factorings: how which layer was factorised.
+            ridge: see `ridge_solve`.
+        """
+        super().__init__(model, targets.folds, targets.mixers)
         self.targets, self.cuts, self.ridge = targets, cuts, ridge
+        self.factorings = factorings or {}
         self._changed = False  # until something was cut, inputs are the original ones
 
     def close(self, item: _Open, other: Tensor | None) -> None:
-        self._changed = self._changed or bool(self.cuts.get(item.layer, {}).get("in"))
+        cut = bool(self.cuts.get(item.layer, {}).get("in"))
+        self._changed = self._changed or cut or item.layer in self.factorings
         if self._changed:
             self._solve(item, other)
         item.output.set_(compute(item))  # type: ignore[call-overload]
 
     def _solve(self, item: _Open, other: Tensor | None) -> None:
-        rows = self.targets.sampler.inputs(item.layer, item.module, item.source)
+        sampler, last = self.targets.sampler, item.last
         wanted = self._target(item, other)
-        weight = flat_weight(item.module)
-        bias = getattr(item.module, "bias", None)
+        bias = getattr(last, "bias", None)
         if bias is not None:
             wanted = wanted - bias.detach()
-        shiftable = can_shift(item.module, item.norm)
-        mean, offset = rows.mean(0), wanted.mean(0)
-        if shiftable:  # centred before the product: afterwards a small variance would be lost
-            rows, wanted = rows.sub_(mean), wanted - offset
-        gram = second_moments(rows).double() / len(rows)
-        # what the weights as they are now leave of the target, without computing their output
-        right = (rows.T @ wanted).double() / len(rows) - gram @ weight.T
-        change = ridge_solve(gram, right, self.ridge).T
-        set_flat_weight(item.module, weight + change)
+        shiftable = can_shift(last, item.norm)
+        if isinstance(item.module, nn.Sequential):
+            shift = refit(
+                item.module,
+                self.factorings[item.layer],
+                item.source,
+                wanted,
+                item.layer,
+                sampler,
+                shiftable,
+                self.ridge,
+            )
+        else:
+            rows = sampler.inputs(item.layer, last, item.source)
+            fit = regress(rows, wanted, flat_weight(last), self.ridge, shiftable)
+            set_flat_weight(last, fit.weight)
+            shift = fit.shift(fit.weight)
         if shiftable:
-            shift = offset.double() - (weight + change) @ mean.double()
-            move_bias(item.module, item.norm, shift)
+            move_bias(last, item.norm, shift)
 
     def _target(self, item: _Open, other: Tensor | None) -> Tensor:
         """What the mixer itself should give, rows (images * positions, out)."""
@@ -266,7 +291,7 @@ class SequentialRepair(_Sweep):
         own = self.targets.outputs[layer][:, stay]
         if other is None or layer not in self.targets.sums:
             return own
-        branch = self.targets.sums[layer][:, stay] - sampler.outputs(layer, item.module, other)
+        branch = self.targets.sums[layer][:, stay] - sampler.outputs(layer, item.last, other)
         if item.norm is None:
             return branch
         norm = item.norm

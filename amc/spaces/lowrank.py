@@ -1,0 +1,263 @@
+"""The low-rank space: of which rank the factors are that take a layer's place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from amc.network.layers import IntArray, LayerSpec, LayerTable
+from amc.spaces.base import Decision, Strategy
+from amc.spaces.repairing import RepairingSpace, RepairOptions
+from amc.surgery.cut import replace_module
+from amc.surgery.factor import (
+    Method,
+    Ranks,
+    affordable,
+    factored,
+    full_ranks,
+    structure,
+    unfoldings,
+)
+from amc.surgery.refit import Factoring
+
+Plan = dict[str, tuple[Method, Ranks]]
+"""layer -> how it is factorised; a layer that is missing stays whole."""
+
+
+class LowRankOptions(RepairOptions):
+    """The options of the low-rank space."""
+
+    min_ratio: float = Field(
+        0.0, ge=0, le=1, description="the smallest keep ratio of a decision; 0: rank 1"
+    )
+    repair: Literal["none", "sequential"] = Field(
+        "sequential",
+        description="factors that give the original outputs best, from the inputs of the network "
+        "as compressed so far; none: factors of the weights",
+    )
+    convolution: Method = Field(
+        "tucker",
+        description="how k x k convolutions are factorised: tucker, cp, spatial or svd; linear "
+        "layers, 1 x 1 and the first convolution are always svd",
+    )
+    tucker_ranks: Literal["energy", "separate"] = Field(
+        "energy",
+        description="energy: one decision a layer, both modes keep equal parts of their energy; "
+        "separate: two decisions a layer",
+    )
+
+
+class LowRankSpace(RepairingSpace):
+    """Low-rank factors. A choice is a rank; for Tucker in one decision, the sum of its two.
+
+    Keep ratios run linearly from rank 1 to break-even, above which factors cost more than the
+    layer; 1 keeps the layer whole. Ranks whose intermediate maps would need more memory than the
+    untouched network are no choices either.
+    """
+
+    Options = LowRankOptions
+    options: LowRankOptions
+
+    def find_decisions(self) -> list[Decision]:
+        self._ranks: dict[str, dict[int, Ranks]] = {}  # decision -> choice -> ranks
+        self._methods: dict[str, Method] = {}
+        decisions: list[Decision] = []
+        mixers = [spec for spec in self.network.table if spec.kind in ("conv", "linear")]
+        for layer in mixers:
+            if layer.groups > 1:
+                self.left_alone[layer.name] = "it is grouped: only ungrouped ones are factorised"
+            elif f"{layer.name}@2" in self.network.table.by_name:
+                self.left_alone[layer.name] = "it is called more than once"
+            elif not layer.shared:
+                is_matrix = layer.kernel == (1, 1) or layer is mixers[0]
+                self._methods[layer.name] = "svd" if is_matrix else self.options.convolution
+                found = list(self._decisions_of(layer))
+                decisions += found
+                if not found:
+                    self.left_alone[layer.name] = "no factors of it would be smaller"
+        return decisions
+
+    def _decisions_of(self, layer: LayerSpec) -> Iterator[Decision]:
+        """Where there is something to decide: one decision, or for separate Tucker ranks two."""
+        method = self._methods[layer.name]
+        whole = full_ranks(method, layer)
+        if method != "tucker":
+            singles = [(rank,) for rank in self._steps(whole[0])]
+            ladders = {"rank": (sum(whole), self._ladder(layer, singles))}
+        elif self.options.tucker_ranks == "energy":
+            pairs = energy_ladder(self.unfoldings(layer.name), self.options.round_to)
+            ladders = {"rank": (sum(whole), self._ladder(layer, pairs))}
+        else:
+            outer = self._ladder(layer, [(whole[0], rank) for rank in self._steps(whole[1])])
+            most = max((ranks[1] for ranks in outer), default=whole[1])  # of the maps between
+            inner = self._ladder(layer, [(rank, whole[1]) for rank in self._steps(whole[0])], most)
+            ladders = {"rank_in": (whole[0], inner), "rank_out": (whole[1], outer)}
+        for kind, (full, ladder) in ladders.items():
+            counts = {"rank_in": lambda r: r[0], "rank_out": lambda r: r[1], "rank": sum}
+            choices: dict[int, Ranks] = {counts[kind](ranks): ranks for ranks in ladder}
+            top = max(choices, default=0) + self.options.round_to
+            chosen = [c for c in choices if c / top >= self.options.min_ratio]
+            if chosen:
+                name = f"{layer.name}:{kind}"
+                self._ranks[name] = choices
+                ratios = (*(choice / top for choice in chosen), 1.0)
+                yield Decision(name, (layer.name,), (*chosen, full), ratios, kind)
+
+    def _steps(self, whole: int) -> range:
+        return range(self.options.round_to, whole, self.options.round_to)
+
+    def _ladder(
+        self, layer: LayerSpec, wanted: Iterable[Ranks], beside: int | None = None
+    ) -> list[Ranks]:
+        """Of ascending ranks those that save MACs and parameters and whose maps fit into the memory
+        of the untouched network.
+
+        Args:
+            layer: whose ranks they are.
+            wanted: ascending.
+            beside: channels of a further map, after the first.
+        """
+        method = self._methods[layer.name]
+        found: list[Ranks] = []
+        for ranks in wanted:
+            cut = affordable(layer, method, ranks, self.options.round_to)
+            beside_ranks = ranks if beside is None else (ranks[0], beside)
+            if cut is None or (found and cut == found[-1]):
+                continue
+            if not self._fits_memory(layer, factored(layer, method, beside_ranks)):
+                break
+            found.append(cut)
+        return found
+
+    def _fits_memory(self, layer: LayerSpec, parts: tuple[LayerSpec, ...]) -> bool:
+        """Whether no operation of the parts needs more memory than one that stays as it is; or
+        than the layer itself, where its maps grow with a single decision.
+        """
+        live, most = self._live
+        if self.options.tucker_ranks == "energy":
+            most = max(most, int(live[layer.step]))
+        after = self.network.table.activations.splitting({layer.step: parts}).live_bytes()
+        return int(after[layer.step : layer.step + len(parts)].max()) <= most
+
+    @cached_property
+    def _live(self) -> tuple[IntArray, int]:
+        """Bytes alive at each operation, and the most at one that is not a layer to factorise."""
+        live = self.network.table.activations.live_bytes()
+        steps = [spec.step for spec in self.network.table if spec.kind in ("conv", "linear")]
+        return live, int(np.delete(live, steps).max())
+
+    def plan(self, strategy: Strategy, table: LayerTable | None = None) -> Plan:
+        """How each layer is factorised.
+
+        Args:
+            strategy: of this space; a decision that is missing is untouched.
+            table: of the network if its channels were cut meanwhile; ranks shrink with the widths.
+        """
+        table = table or self.network.table
+        wanted: dict[str, Ranks] = {}
+        for decision in self.decisions:
+            choice = strategy.get(decision.name, decision.choices[-1])
+            if choice != decision.choices[-1]:
+                name, ranks = decision.layers[0], self._ranks[decision.name][choice]
+                both = zip(ranks, wanted.get(name, ranks), strict=True)
+                wanted[name] = tuple(min(pair) for pair in both)
+        before, plan = self.network.table.by_name, {}
+        for layer in (layer for layer in table if layer.name in wanted):
+            method, ranks = self._methods[layer.name], wanted[layer.name]
+            if layer is not before[layer.name]:
+                ranks = shrunk(method, ranks, before[layer.name], layer, self.options.round_to)
+            cut = affordable(layer, method, ranks, self.options.round_to)
+            if cut is not None:
+                plan[layer.name] = method, cut
+        return plan
+
+    def resize(self, strategy: Strategy) -> LayerTable:
+        return factored_table(self.network.table, self.plan(strategy))
+
+    def apply(self, strategy: Strategy) -> nn.Module:
+        self.complete(strategy)
+        model, plan = copy.deepcopy(self.network.model), self.plan(strategy)
+        if plan:
+            with self.clock("repair"):
+                factorings = factorise_layers(model, plan, self.options.repair != "none")
+                self._repair(model, {}, factorings)
+        return model.eval()
+
+    def describe(self, strategy: Strategy) -> dict[str, Any]:
+        return {"factors": self.plan(self.complete(strategy))}
+
+    @classmethod
+    def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
+        new = copy.deepcopy(model)
+        for name, (method, ranks) in description["factors"].items():
+            replace_module(new, name, structure(new.get_submodule(name), method, tuple(ranks)))
+        return new
+
+    def unfoldings(self, name: str) -> tuple[Tensor, ...]:
+        """The matrices whose ranks a layer's are, float64: for Tucker the kernel unfolded along its
+        input and along its output channels.
+
+        Args:
+            name: of a layer, or of a decision.
+
+        Raises:
+            UserError: it is factorised by CP, whose rank is of no matrix.
+        """
+        layer, _, kind = name.partition(":")
+        module: Any = self.network.model.get_submodule(layer)
+        weight = module.weight.detach().double()
+        matrices = unfoldings(weight, self._methods[layer])
+        return {"rank_in": matrices[:1], "rank_out": matrices[1:]}.get(kind, matrices)
+
+
+def factored_table(table: LayerTable, plan: Plan) -> LayerTable:
+    """The layer table when layers are factorised."""
+    layers = (layer for layer in table if layer.name in plan)
+    return table.replacing({layer.name: factored(layer, *plan[layer.name]) for layer in layers})
+
+
+def factorise_layers(model: nn.Module, plan: Plan, refitted: bool) -> dict[str, Factoring]:
+    """Factorise layers of ``model`` in place, by their weights unless they are ``refitted``."""
+    factorings = {}
+    for name, (method, ranks) in plan.items():
+        factoring = Factoring(method, ranks, model.get_submodule(name))
+        parts = factoring.before_refit() if refitted else factoring.from_weights()
+        replace_module(model, name, parts)
+        factorings[name] = factoring
+    return factorings
+
+
+def shrunk(method: Method, ranks: Ranks, before: LayerSpec, after: LayerSpec, step: int) -> Ranks:
+    """Ranks in proportion to the widths that are left of a layer; multiples of ``step``."""
+    inputs = Fraction(after.in_channels, before.in_channels)
+    outputs = Fraction(after.out_channels, before.out_channels)
+    shares = (inputs, outputs) if method == "tucker" else (min(inputs, outputs),)
+    whole = full_ranks(method, before), full_ranks(method, after)
+    return tuple(
+        new if rank == old else min(new, max(step, int(rank * share) // step * step))
+        for rank, share, old, new in zip(ranks, shares, *whole, strict=True)
+    )
+
+
+def energy_ladder(matrices: Sequence[Tensor], step: int) -> Iterator[Ranks]:
+    """Pairs of ranks, ascending, with which both matrices keep about equal parts of their energy
+    (squared singular values): the one that keeps less grows next.
+    """
+    kept = []
+    for matrix in matrices:
+        energy = torch.linalg.eigvalsh(matrix @ matrix.T).flip(0).clamp_min(0).cumsum(0)
+        kept.append((energy / energy[-1].clamp_min(1e-30)).tolist())
+    ranks = [min(step, len(energy)) for energy in kept]
+    while any(rank < len(energy) for rank, energy in zip(ranks, kept, strict=True)):
+        yield ranks[0], ranks[1]
+        growing = [i for i in (0, 1) if ranks[i] < len(kept[i])]
+        least = min(growing, key=lambda i: kept[i][ranks[i] - 1])
+        ranks[least] = min(ranks[least] + step, len(kept[least]))

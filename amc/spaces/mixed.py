@@ -1,0 +1,94 @@
+"""The mixed space: channels are removed, and what remains is factorised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from amc.network.layers import LayerTable
+from amc.network.trace import Network
+from amc.spaces.base import Decision, Strategy
+from amc.spaces.channel import ChannelOptions, ChannelSpace
+from amc.spaces.lowrank import (
+    LowRankOptions,
+    LowRankSpace,
+    Plan,
+    factored_table,
+    factorise_layers,
+)
+from amc.spaces.repairing import RepairingSpace, RepairOptions
+from amc.surgery.cut import Cuts, cut
+
+
+class MixedOptions(LowRankOptions, ChannelOptions):
+    """The options of the channel space and of the low-rank space."""
+
+    min_ratio: float = Field(0.2, ge=0, le=1, description="the smallest keep ratio of a decision")
+    repair: Literal["none", "sequential"] = Field(
+        "sequential", description="one sweep of least squares through channels and factors"
+    )
+
+
+class MixedSpace(RepairingSpace):
+    """Two steps a layer: how many of its output channels stay, then the rank of what remains.
+
+    A rank ratio means the same part of break-even whatever channels were removed. A layer of which
+    not even rank 1 would save anything then stays whole.
+    """
+
+    Options = MixedOptions
+    options: MixedOptions
+
+    def __init__(
+        self,
+        network: Network,
+        options: Mapping[str, Any] | None = None,
+        calibration: Tensor | None = None,
+    ) -> None:
+        super().__init__(network, options, calibration)
+        self.channels = ChannelSpace(network, self._options_of(ChannelOptions), calibration)
+        self.factors = LowRankSpace(network, self._options_of(LowRankOptions), calibration)
+
+    def _options_of(self, options: type[RepairOptions]) -> dict[str, Any]:
+        return {name: getattr(self.options, name) for name in options.model_fields}
+
+    def find_decisions(self) -> list[Decision]:
+        self.channels.report = self.report
+        widths = [replace(decision, kind="channels") for decision in self.channels.decisions]
+        order = {spec.name: index for index, spec in enumerate(self.network.table)}
+        for what, part in (("channels", self.channels), ("rank", self.factors)):
+            for layer, why in part.left_alone.items():
+                before = self.left_alone.get(layer)
+                self.left_alone[layer] = f"{before}; {what}: {why}" if before else f"{what}: {why}"
+        # a stable sort: of one layer, its channels first
+        return sorted((*widths, *self.factors.decisions), key=lambda d: order[d.layers[0]])
+
+    def resize(self, strategy: Strategy) -> LayerTable:
+        table = self.channels.resize(strategy)
+        return factored_table(table, self.factors.plan(strategy, table))
+
+    def apply(self, strategy: Strategy) -> nn.Module:
+        cuts, plan = self._surgery(strategy)
+        model = cut(self.network.model, cuts)
+        if cuts or plan:
+            with self.clock("repair"):
+                factorings = factorise_layers(model, plan, self.options.repair != "none")
+                self._repair(model, cuts, factorings)
+        return model.eval()
+
+    def describe(self, strategy: Strategy) -> dict[str, Any]:
+        cuts, plan = self._surgery(strategy)
+        return {"cuts": cuts, "factors": plan}
+
+    @classmethod
+    def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
+        return LowRankSpace.rebuild(cut(model, description["cuts"]), description)
+
+    def _surgery(self, strategy: Strategy) -> tuple[Cuts, Plan]:
+        full = self.complete(strategy)
+        widths = {decision.name: full[decision.name] for decision in self.channels.decisions}
+        return self.channels.cuts(widths), self.factors.plan(full, self.channels.resize(widths))

@@ -1,0 +1,163 @@
+"""Half the MACs by ranks, by channels, and by both: ResNet-56 and VGG-16-BN on CIFAR-10.
+
+    AMC_DATA_DIR=... AMC_WEIGHTS_DIR=... python experiments/lowrank_resnet56/run.py NETWORK [METHOD]
+
+NETWORK is resnet56 or vgg16 (train_vgg16.py makes its weights). Searches, measures before and after
+a short fine-tuning, and writes results.csv beside this file. Everything is kept in runs/lowrank: a
+stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pandas as pd
+from amc.agents.vbmf import VBMFAgent
+from amc.envs import ENV_ID
+from rich.console import Console
+from torch import nn
+
+from amc.config import Config, TrainConfig, load_config
+from amc.evaluate.inference import ImageSet, logits, prepared, score
+from amc.problem import Problem
+from amc.progress import ConsoleReport
+from amc.search import resume, search
+from amc.spaces.base import Strategy
+from amc.spaces.bounding import Bounds
+from amc.train import train
+
+HERE = Path(__file__).parent
+RUNS = Path("runs/lowrank")
+COLUMNS = [
+    "network",
+    "method",
+    "seed",
+    "macs_ratio",
+    "params_ratio",
+    "search_accuracy",
+    "test_accuracy",
+    "finetuned_test_accuracy",
+]
+SEED = 0
+FINETUNE = TrainConfig(epochs=1, lr=0.02)
+FINETUNE_IMAGES = 20_000
+QUICK = ["evaluate.racing=0.9", "evaluate.images=2000", "evaluate.calibration_images=500"]
+NETWORKS: dict[str, list[str]] = {
+    "resnet56": [
+        *QUICK,
+        "agent.episodes=200",
+        "agent.warmup_episodes=60",
+        "agent.sigma_decay=0.98",
+    ],
+    "vgg16": [
+        *QUICK,
+        "model=cifar:vgg16_bn",
+        f"weights={RUNS.absolute() / 'vgg16_bn.safetensors'}",
+        "agent.episodes=100",
+        "agent.warmup_episodes=40",
+        "agent.sigma_decay=0.96",
+    ],
+}
+SPACES = {"channels": "channel", "ranks": "lowrank", "mixed": "mixed"}
+METHODS = [
+    "untouched",
+    "uniform channels",
+    "uniform ranks",
+    "VBMF ranks, their own MACs",
+    "VBMF ranks",
+    "agent ranks",
+    "agent channels",
+    "agent mixed",
+]
+
+
+def config_of(network: str, space: str) -> Config:
+    return load_config(f"cifar10_resnet56_{space}_macs50", [*NETWORKS[network], f"seed={SEED}"])[1]
+
+
+def searched(network: str, space: str, report: ConsoleReport) -> Strategy:
+    """The best strategy of the agent's own episodes."""
+    name = f"{network}_{space}"
+    runs = sorted((RUNS / name).glob("s*"))
+    if runs:
+        run = resume(runs[-1], report=report).run
+    else:
+        run = search(config_of(network, space), out=RUNS, name=name, report=report).run
+    own = [line for line in run.lines()[1:] if line["feasible"] and line["stopped_after"] is None]
+    best: Strategy = max(own, key=lambda line: line["reward"])["strategy"]
+    return best
+
+
+def chosen(problem: Problem, network: str, method: str, report: ConsoleReport) -> Strategy:
+    """The strategy that a method comes to."""
+    if method == "untouched":
+        return {}
+    if method.startswith("uniform"):
+        return Bounds.of(problem.space, problem.budget).uniform()
+    if method.startswith("agent"):
+        return searched(network, space_of(method), report)
+    env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=dict)
+    proposals = VBMFAgent(env, len(problem.space.decisions)).proposals
+    return proposals["vbmf_scaled" if method == "VBMF ranks" else "vbmf"]
+
+
+def space_of(method: str) -> str:
+    return next((space for word, space in SPACES.items() if word in method), "channel")
+
+
+def accuracies(problem: Problem, model: nn.Module) -> tuple[float, float]:
+    """On all held-out images, and on the test images."""
+    data, fast = problem.dataset, prepared(model, problem.network, bf16=False)
+    sets = (
+        ImageSet.of(data, data.train, problem.splits.heldout),
+        ImageSet.of(data, data.test, np.arange(len(data.test.labels))),
+    )
+    found = [score(logits(fast, images, 100, False), images.labels).accuracy for images in sets]
+    return found[0], found[1]
+
+
+def row(network: str, method: str, report: ConsoleReport) -> dict[str, Any]:
+    """One measurement; taken from the file where it was measured before."""
+    kept = RUNS / "rows" / f"{network}_{method.replace(' ', '_').replace(',', '')}_s{SEED}.json"
+    if kept.is_file():
+        return dict(json.loads(kept.read_text()))
+    config = config_of(network, space_of(method))
+    whole = config.evaluate.model_copy(update={"images": 5000})
+    problem = Problem.build(config.model_copy(update={"evaluate": whole}), report=report)
+    strategy = chosen(problem, network, method, report)
+    model = problem.space.apply(strategy)
+    cost = problem.space.cost(strategy).ratios(problem.space.cost({}))
+    values = [network, method, SEED, cost["macs"], cost["params"], *accuracies(problem, model)]
+    if method != "untouched":
+        start = time.time()
+        images = problem.splits.train[:: len(problem.splits.train) // FINETUNE_IMAGES]
+        train(model, problem.dataset, images[:FINETUNE_IMAGES], FINETUNE, SEED, report)
+        print(f"fine-tuned in {time.time() - start:.0f} s")
+        values.append(accuracies(problem, model)[1])
+    values = [value if isinstance(value, str | int) else round(value, 4) for value in values]
+    result = dict(zip(COLUMNS, values, strict=False))  # the untouched network has no last one
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(result))
+    return result
+
+
+def main() -> None:
+    report = ConsoleReport(Console())
+    network, *methods = sys.argv[1:]
+    for method in methods or METHODS:
+        print(row(network, method, report), flush=True)
+    rows = [json.loads(path.read_text()) for path in (RUNS / "rows").glob("*.json")]
+    rows.sort(key=lambda r: (list(NETWORKS).index(r["network"]), METHODS.index(r["method"])))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table.to_csv(HERE / "results.csv", index=False)
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
