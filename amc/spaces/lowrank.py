@@ -31,6 +31,9 @@ from amc.surgery.refit import Factoring
 Plan = dict[str, tuple[Method, Ranks]]
 """layer -> how it is factorised; a layer that is missing stays whole."""
 
+_COUNTED = {"rank": slice(None), "rank_in": slice(0, 1), "rank_out": slice(1, 2)}
+"""kind of a decision -> which of a layer's ranks its choices are; of several, the sum."""
+
 
 class LowRankOptions(RepairOptions):
     """The options of the low-rank space."""
@@ -71,68 +74,73 @@ class LowRankSpace(RepairingSpace):
         self._methods: dict[str, Method] = {}
         decisions: list[Decision] = []
         mixers = [spec for spec in self.network.table if spec.kind in ("conv", "linear")]
-        for layer in mixers:
-            if layer.groups > 1:
-                self.left_alone[layer.name] = "it is grouped: only ungrouped ones are factorised"
-            elif f"{layer.name}@2" in self.network.table.by_name:
-                self.left_alone[layer.name] = "it is called more than once"
-            elif not layer.shared:
+        for layer in (layer for layer in mixers if not layer.shared):
+            reason = self._why_not(layer)
+            if reason is None:
                 is_matrix = layer.kernel == (1, 1) or layer is mixers[0]
                 self._methods[layer.name] = "svd" if is_matrix else self.options.convolution
                 found = list(self._decisions_of(layer))
                 decisions += found
-                if not found:
-                    self.left_alone[layer.name] = "no factors of it would be smaller"
+                reason = None if found else "no factors of it would be smaller"
+            if reason is not None:
+                self.left_alone[layer.name] = reason
         return decisions
+
+    def _why_not(self, layer: LayerSpec) -> str | None:
+        """Why a layer cannot be factorised."""
+        if layer.groups > 1:
+            return "it is grouped: only ungrouped ones are factorised"
+        if f"{layer.name}@2" in self.network.table.by_name:
+            return "it is called more than once"
+        module = self.network.model.get_submodule(layer.name)
+        if isinstance(module, nn.Conv2d):
+            pads = module._reversed_padding_repeated_twice
+            if module.padding_mode != "zeros" or pads[::2] != pads[1::2]:
+                return "its padding is an operation of its own"
+        return None
 
     def _decisions_of(self, layer: LayerSpec) -> Iterator[Decision]:
         """Where there is something to decide: one decision, or for separate Tucker ranks two."""
-        method = self._methods[layer.name]
-        whole = full_ranks(method, layer)
-        if method != "tucker":
-            singles = [(rank,) for rank in self._steps(whole[0])]
-            ladders = {"rank": (sum(whole), self._ladder(layer, singles))}
-        elif self.options.tucker_ranks == "energy":
-            pairs = energy_ladder(self.unfoldings(layer.name), self.options.round_to)
-            ladders = {"rank": (sum(whole), self._ladder(layer, pairs))}
-        else:
-            outer = self._ladder(layer, [(whole[0], rank) for rank in self._steps(whole[1])])
-            most = max((ranks[1] for ranks in outer), default=whole[1])  # of the maps between
-            inner = self._ladder(layer, [(rank, whole[1]) for rank in self._steps(whole[0])], most)
-            ladders = {"rank_in": (whole[0], inner), "rank_out": (whole[1], outer)}
-        for kind, (full, ladder) in ladders.items():
-            counts = {"rank_in": lambda r: r[0], "rank_out": lambda r: r[1], "rank": sum}
-            choices: dict[int, Ranks] = {counts[kind](ranks): ranks for ranks in ladder}
+        whole = full_ranks(self._methods[layer.name], layer)
+        for kind, ladder in self._ladders(layer, whole).items():
+            counted = _COUNTED[kind]
+            choices = {sum(ranks[counted]): ranks for ranks in ladder}
             top = max(choices, default=0) + self.options.round_to
             chosen = [c for c in choices if c / top >= self.options.min_ratio]
             if chosen:
                 name = f"{layer.name}:{kind}"
                 self._ranks[name] = choices
                 ratios = (*(choice / top for choice in chosen), 1.0)
-                yield Decision(name, (layer.name,), (*chosen, full), ratios, kind)
+                yield Decision(name, (layer.name,), (*chosen, sum(whole[counted])), ratios, kind)
 
-    def _steps(self, whole: int) -> range:
-        return range(self.options.round_to, whole, self.options.round_to)
+    def _ladders(self, layer: LayerSpec, whole: Ranks) -> dict[str, list[Ranks]]:
+        """Kind of decision -> the ranks that its choices stand for, ascending."""
+        method, step = self._methods[layer.name], self.options.round_to
+        steps = [range(step, rank, step) for rank in whole]
+        if method != "tucker":
+            return {"rank": self._worth_taking(layer, ((rank,) for rank in steps[0]))}
+        if self.options.tucker_ranks == "energy":
+            pairs = energy_ladder(self.unfoldings(layer.name), step)
+            return {"rank": self._worth_taking(layer, pairs)}
+        outer = self._worth_taking(layer, ((whole[0], rank) for rank in steps[1]))
+        widest = max((ranks[1] for ranks in outer), default=whole[1])
+        inner = self._worth_taking(layer, ((rank, whole[1]) for rank in steps[0]), widest)
+        return {"rank_in": inner, "rank_out": outer}
 
-    def _ladder(
+    def _worth_taking(
         self, layer: LayerSpec, wanted: Iterable[Ranks], beside: int | None = None
     ) -> list[Ranks]:
         """Of ascending ranks those that save MACs and parameters and whose maps fit into the memory
-        of the untouched network.
-
-        Args:
-            layer: whose ranks they are.
-            wanted: ascending.
-            beside: channels of a further map, after the first.
+        of the untouched network; with an outer rank of ``beside`` too, where that is decided apart.
         """
         method = self._methods[layer.name]
         found: list[Ranks] = []
         for ranks in wanted:
             cut = affordable(layer, method, ranks, self.options.round_to)
-            beside_ranks = ranks if beside is None else (ranks[0], beside)
             if cut is None or (found and cut == found[-1]):
                 continue
-            if not self._fits_memory(layer, factored(layer, method, beside_ranks)):
+            largest = cut if beside is None else (cut[0], beside)
+            if not self._fits_memory(layer, factored(layer, method, largest)):
                 break
             found.append(cut)
         return found
@@ -213,9 +221,8 @@ class LowRankSpace(RepairingSpace):
         """
         layer, _, kind = name.partition(":")
         module: Any = self.network.model.get_submodule(layer)
-        weight = module.weight.detach().double()
-        matrices = unfoldings(weight, self._methods[layer])
-        return {"rank_in": matrices[:1], "rank_out": matrices[1:]}.get(kind, matrices)
+        matrices = unfoldings(module.weight.detach().double(), self._methods[layer])
+        return matrices[_COUNTED[kind or "rank"]]
 
 
 def factored_table(table: LayerTable, plan: Plan) -> LayerTable:
@@ -236,13 +243,15 @@ def factorise_layers(model: nn.Module, plan: Plan, refitted: bool) -> dict[str, 
 
 
 def shrunk(method: Method, ranks: Ranks, before: LayerSpec, after: LayerSpec, step: int) -> Ranks:
-    """Ranks in proportion to the widths that are left of a layer; multiples of ``step``."""
+    """Ranks in proportion to the widths that are left of a layer, multiples of ``step``; a whole
+    rank stays whole.
+    """
     inputs = Fraction(after.in_channels, before.in_channels)
     outputs = Fraction(after.out_channels, before.out_channels)
     shares = (inputs, outputs) if method == "tucker" else (min(inputs, outputs),)
     whole = full_ranks(method, before), full_ranks(method, after)
     return tuple(
-        new if rank == old else min(new, max(step, int(rank * share) // step * step))
+        new if rank == old else max(1, min(new - 1, max(step, int(rank * share) // step * step)))
         for rank, share, old, new in zip(ranks, shares, *whole, strict=True)
     )
 

@@ -279,7 +279,7 @@ def _cp(kernel: Tensor, ranks: Ranks) -> list[Tensor]:
     from tensorly.decomposition import parafac
 
     weights, factors = parafac(
-        kernel.numpy(), ranks[0], n_iter_max=50, init="random", tol=1e-6, random_state=0
+        kernel.numpy(), ranks[0], n_iter_max=25, init="random", tol=1e-6, random_state=0
     )
     last, first, down, across = (torch.from_numpy(factor) for factor in factors)
     last = last * torch.from_numpy(weights)
