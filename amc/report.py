@@ -26,14 +26,12 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
     """
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
-    for phase, (color, label) in _PHASES.items():
+    for phase in dict.fromkeys(line["phase"] for line in lines if line["phase"] != "uniform"):
         chosen = [line for line in lines if line["phase"] == phase]
-        if chosen:
-            x, y = (
-                [line["episode"] for line in chosen],
-                [100 * line["search_accuracy"] for line in chosen],
-            )
-            top.plot(x, y, ".", color=color, label=label, markersize=4)
+        x = [line["episode"] for line in chosen]
+        y = [100 * line["search_accuracy"] for line in chosen]
+        color, label = _PHASES.get(phase, ("#2b6cb0", phase))
+        top.plot(x, y, ".", color=color, label=label, markersize=4)
     walked = [line for line in lines if Outcome.from_line(line).can_be_best]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
     top.plot(
@@ -125,7 +123,12 @@ def _write(figure: Figure, path: Path) -> None:
 
 def _plot_ratios(axes: Any, best: dict[str, Any]) -> None:
     names, ratios = list(best["strategy"]), best["ratios"]
-    axes.bar(range(len(names)), ratios, color="#2b6cb0")
+    kinds = [name.partition(":")[2] or "channels" for name in names]
+    for kind, color in zip(dict.fromkeys(kinds), ("#2b6cb0", "#dd6b20", "#38a169"), strict=False):
+        places = [place for place, own in enumerate(kinds) if own == kind]
+        axes.bar(places, [ratios[place] for place in places], color=color, label=kind)
+    if len(set(kinds)) > 1:
+        axes.legend(fontsize=8, loc="upper right", ncols=3)
     axes.set(
         ylim=(0, 1.05),
         ylabel="keep ratio",

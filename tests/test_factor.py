@@ -24,7 +24,8 @@ from amc.surgery.factor import (
     full_ranks,
 )
 from amc.surgery.reconstruct import Sampler
-from amc.surgery.refit import Factoring, input_projection, principal, refit
+from amc.surgery.refit import Factoring, input_projection, refit
+from amc.surgery.regression import principal
 from amc.testing import same_table
 
 CONVOLUTIONS = [

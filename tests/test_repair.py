@@ -13,7 +13,8 @@ from amc.network.builtin import CifarResNet
 from amc.network.layers import evaluating, example_input
 from amc.network.trace import Network
 from amc.spaces.channel import ChannelSpace
-from amc.surgery.reconstruct import GramMatrices, Sampler, ridge_solve
+from amc.surgery.reconstruct import GramMatrices, Sampler
+from amc.surgery.regression import ridge_solve
 
 
 def calibrated(

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from amc.network.groups import ChannelGroup
 from amc.network.trace import Network
-from amc.surgery.reconstruct import RIDGE, GramMatrices, centred, columns_of, flat_weight
+from amc.surgery.reconstruct import GramMatrices, columns_of, flat_weight
+from amc.surgery.regression import RIDGE, centred
 
 
 def reconstruction(

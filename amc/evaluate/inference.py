@@ -74,7 +74,7 @@ def prepared(model: nn.Module, network: Network, bf16: bool) -> nn.Module:
     fast = copy.deepcopy(model).eval()
     modules = dict(fast.named_modules())
     for name, norm in network.table.folds:
-        layer = last_part(fast, name)
+        layer = last_part(modules, name)
         first, second = modules.get(layer), modules.get(norm)
         if not isinstance(second, nn.modules.batchnorm._BatchNorm):
             continue

@@ -15,8 +15,9 @@ from amc.errors import UserError
 from amc.network.trace import Network
 from amc.spaces.base import CompressionSpace, Options
 from amc.surgery.cut import Cuts
-from amc.surgery.reconstruct import RIDGE, Sampler, reestimate_batchnorm
+from amc.surgery.reconstruct import Sampler, reestimate_batchnorm
 from amc.surgery.refit import Factoring
+from amc.surgery.regression import RIDGE
 from amc.surgery.sweep import SequentialRepair, Targets
 
 # Of activations in one sweep; calibration images beyond it are left out.

@@ -13,10 +13,10 @@ bias. `factorise` takes the factors from the weights alone, `amc.surgery.refit` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ class Part:
     out_channels: int
     axes: tuple[bool, bool] = (False, False)  # of the kernel (height, width), which it has
     depthwise: bool = False
+
+    def along(self, values: tuple[int, ...], others: tuple[int, int]) -> tuple[int, int]:
+        """``values`` on the axes that it has, ``others`` on the rest."""
+        height, width = self.axes
+        return values[0] if height else others[0], values[1] if width else others[1]
 
 
 def parts_of(method: Method, inputs: int, outputs: int, ranks: Ranks) -> tuple[Part, ...]:
@@ -66,41 +71,32 @@ def full_ranks(method: Method, layer: LayerSpec) -> Ranks:
     return (min(c * k, n * m),) if method == "spatial" else (c * n * k * m // max(c, n, k, m),)
 
 
-@lru_cache(maxsize=100_000)  # a walk asks for the same few again and again
+@lru_cache(maxsize=20_000)  # a walk asks for the same few again and again
 def factored(layer: LayerSpec, method: Method, ranks: Ranks) -> tuple[LayerSpec, ...]:
     """The layers that take the place of ``layer``, on paper."""
     parts = parts_of(method, layer.in_channels, layer.out_channels, ranks)
-    specs, size = [], layer.input_size
-    for i, part in enumerate(parts):
-        kernel, stride, after = (
-            tuple(b if has else a for a, b, has in zip(without, with_, part.axes, strict=True))
-            for without, with_ in (
-                ((1, 1), layer.kernel),
-                ((1, 1), layer.stride),
-                (size, layer.output_size),
-            )
+    specs: list[LayerSpec] = []
+    size = layer.input_size
+    for part in parts:
+        spec = replace(
+            layer,
+            name=f"{layer.name}.{len(specs)}",
+            in_channels=part.in_channels,
+            out_channels=part.out_channels,
+            kernel=part.along(layer.kernel, (1, 1)),
+            stride=part.along(layer.stride, (1, 1)),
+            groups=part.in_channels if part.depthwise else 1,
+            input_size=size,
+            output_size=part.along(layer.output_size, size),
         )
-        # a 1 x 1 layer leaves the size as it is, whatever the original's padding
-        specs.append(
-            replace(
-                layer,
-                name=f"{layer.name}.{i}",
-                in_channels=part.in_channels,
-                out_channels=part.out_channels,
-                kernel=(kernel[0], kernel[1]),
-                stride=(stride[0], stride[1]),
-                groups=part.in_channels if part.depthwise else 1,
-                input_size=size,
-                output_size=(after[0], after[1]),
-                per_channel_params=layer.per_channel_params if i == len(parts) - 1 else 0,
-                followed_by=layer.followed_by if i == len(parts) - 1 else "",
-            )
-        )
-        size = specs[-1].output_size
+        if part is not parts[-1]:
+            spec = replace(spec, per_channel_params=0, followed_by="")
+        specs.append(spec)
+        size = spec.output_size
     return tuple(specs)
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def affordable(layer: LayerSpec, method: Method, ranks: Ranks, step: int = 1) -> Ranks | None:
     """The ranks, cut to where each factor still saves both MACs and parameters; None where none
     does: there the layer stays whole.
@@ -117,26 +113,19 @@ def affordable(layer: LayerSpec, method: Method, ranks: Ranks, step: int = 1) ->
         )
         return (min(ranks[0], limit),) if limit else None
 
-    def limit_in(outer: int) -> int:
-        other = factored(layer, method, (whole[0], outer))
-        return _break_even(
-            whole[0], step, lambda rank: _saves(factored(layer, method, (rank, outer)), other)
-        )
+    def cut(mode: int, rank: int, other: int) -> int:
+        """One rank, cut to where its 1 x 1 saves beside the other rank; whole where none does."""
 
-    def limit_out(inner: int) -> int:
-        other = factored(layer, method, (inner, whole[1]))
-        return _break_even(
-            whole[1], step, lambda rank: _saves(factored(layer, method, (inner, rank)), other)
-        )
+        def parts(rank: int) -> tuple[LayerSpec, ...]:
+            return factored(layer, method, (rank, other) if mode == 0 else (other, rank))
 
-    inner, outer = ranks
-    inner = inner if inner == whole[0] else min(inner, limit_in(whole[1])) or whole[0]
-    outer = outer if outer == whole[1] else min(outer, limit_out(whole[0])) or whole[1]
-    if inner < whole[0] and outer < whole[1]:
-        inner, outer = (
-            min(inner, limit_in(outer)) or whole[0],
-            min(outer, limit_out(inner)) or whole[1],
-        )
+        full = whole[mode]
+        if rank == full:
+            return full
+        return min(rank, _break_even(full, step, lambda r: _saves(parts(r), parts(full)))) or full
+
+    inner, outer = cut(0, ranks[0], whole[1]), cut(1, ranks[1], whole[0])
+    inner, outer = cut(0, inner, outer), cut(1, outer, inner)
     return None if (inner, outer) == whole else (inner, outer)
 
 
@@ -176,14 +165,11 @@ def unfoldings(weight: Tensor, method: Method) -> tuple[Tensor, ...]:
     raise UserError("a CP rank is not the rank of a matrix: it cannot be estimated from one")
 
 
-def last_part(model: nn.Module, layer: str) -> str:
-    """The name of the layer that computes ``layer``'s output: itself, or its last part where it is
-    factorised.
+def last_part(modules: Mapping[str, nn.Module], layer: str) -> str:
+    """The name of the module that computes a layer's output: the layer, or its last part where it
+    is factorised.
     """
-    try:
-        module = model.get_submodule(layer)
-    except AttributeError:
-        return layer
+    module = modules.get(layer)
     return f"{layer}.{len(module) - 1}" if isinstance(module, nn.Sequential) else layer
 
 
@@ -205,19 +191,14 @@ def structure(module: nn.Module, method: Method, ranks: Ranks) -> nn.Sequential:
 
 def _convolution(conv: nn.Conv2d, part: Part) -> nn.Conv2d:
     """A part, with the kernel, stride, dilation and padding of the axes that it has."""
-
-    def along(values: tuple[int, ...], without: int) -> tuple[int, int]:
-        pair = [value if has else without for value, has in zip(values, part.axes, strict=True)]
-        return pair[0], pair[1]
-
-    padding = conv.padding if isinstance(conv.padding, str) else along(conv.padding, 0)
+    padding: Any = conv.padding
     return nn.Conv2d(
         part.in_channels,
         part.out_channels,
-        along(conv.kernel_size, 1),
-        along(conv.stride, 1),
-        padding,
-        along(conv.dilation, 1),
+        part.along(conv.kernel_size, (1, 1)),
+        part.along(conv.stride, (1, 1)),
+        padding if isinstance(padding, str) else part.along(padding, (0, 0)),
+        part.along(conv.dilation, (1, 1)),
         part.in_channels if part.depthwise else 1,
         bias=False,
         padding_mode=conv.padding_mode,

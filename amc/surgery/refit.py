@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.surgery.factor import Method, Ranks, factorise, structure
-from amc.surgery.reconstruct import Sampler, flat_weight, regress, set_flat_weight
+from amc.surgery.reconstruct import Sampler, flat_weight, set_flat_weight
+from amc.surgery.regression import principal, regress
 
 _PIXELS = 20_000  # input pixels for the covariance of channels
 
@@ -61,7 +62,7 @@ def refit(
         layer: its name, for the sampler.
         sampler: of positions.
         shiftable: whether the result can be added to its output.
-        ridge: see `amc.surgery.reconstruct.ridge_solve`.
+        ridge: see `amc.surgery.regression.ridge_solve`.
 
     Returns:
         What its output is still short of on average, (out,).
@@ -88,22 +89,6 @@ def refit(
     set_flat_weight(solved[0], inward)
     set_flat_weight(solved[1], outward)
     return fit.shift(outward @ inward)
-
-
-def principal(weight: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The two factors whose product predicts most of what ``weight`` predicts.
-
-    Args:
-        weight: (out, k).
-        gram: second moments of the inputs (k, k).
-        rank: of the product.
-
-    Returns:
-        (rank, k), and (out, rank) with orthonormal columns.
-    """
-    _, vectors = torch.linalg.eigh(weight @ gram @ weight.T)
-    directions = vectors[:, -rank:]
-    return directions.T @ weight, directions
 
 
 def input_projection(moments: Tensor, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -29,15 +29,14 @@ from amc.network.layers import evaluating, is_mixer, output_shape, storage_key
 from amc.network.trace import Network
 from amc.surgery.cut import kept
 from amc.surgery.reconstruct import (
-    RIDGE,
     Sampler,
     can_shift,
     flat_weight,
     move_bias,
-    regress,
     set_flat_weight,
 )
 from amc.surgery.refit import Factoring, refit
+from amc.surgery.regression import RIDGE, regress
 
 
 @cache

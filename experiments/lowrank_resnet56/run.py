@@ -3,8 +3,9 @@
     AMC_DATA_DIR=... AMC_WEIGHTS_DIR=... python experiments/lowrank_resnet56/run.py NETWORK [METHOD]
 
 NETWORK is resnet56 or vgg16 (train_vgg16.py makes its weights). Searches, measures before and after
-a short fine-tuning, and writes results.csv beside this file. Everything is kept in runs/lowrank: a
-stopped run goes on.
+a short fine-tuning, and writes results.csv and accuracy.png beside this file. Everything is kept in
+runs/lowrank: a stopped run goes on.
+
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 from amc.agents.vbmf import VBMFAgent
 from amc.envs import ENV_ID
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
@@ -147,6 +149,29 @@ def row(network: str, method: str, report: ConsoleReport) -> dict[str, Any]:
     return result
 
 
+def plot(table: pd.DataFrame) -> None:
+    """Test accuracy of each method, before and after the fine-tuning."""
+    names = list(dict.fromkeys(table["network"]))
+    figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
+    for axes, network in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        rows = table[table["network"] == network]
+        base = 100 * rows.loc[rows["method"] == "untouched", "test_accuracy"]
+        rows = rows[rows["method"] != "untouched"][::-1]
+        places = np.arange(len(rows))
+        for shift, column, color in (
+            (0.2, "test_accuracy", "#9aa5b1"),
+            (-0.2, "finetuned_test_accuracy", "#2b6cb0"),
+        ):
+            label = column.replace("_test_accuracy", "").replace("test_accuracy", "not fine-tuned")
+            bars = axes.barh(places + shift, 100 * rows[column], 0.38, color=color, label=label)
+            axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+        axes.axvline(base.item(), color="#38a169", linestyle=":", label="before compression")
+        axes.set_yticks(places, rows["method"], fontsize=8)
+        axes.set(xlim=(0, 108), xlabel="test accuracy (%)", title=network)
+        axes.legend(fontsize=7, loc="lower left")
+    figure.savefig(HERE / "accuracy.png", dpi=130)
+
+
 def main() -> None:
     report = ConsoleReport(Console())
     network, *methods = sys.argv[1:]
@@ -156,6 +181,7 @@ def main() -> None:
     rows.sort(key=lambda r: (list(NETWORKS).index(r["network"]), METHODS.index(r["method"])))
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.to_csv(HERE / "results.csv", index=False)
+    plot(table)
     print(table.to_string(index=False))
 
 

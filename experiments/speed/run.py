@@ -38,7 +38,8 @@ from amc.network.trace import Network
 from amc.spaces.base import Strategy
 from amc.spaces.bounding import Bounds
 from amc.spaces.channel import ChannelSpace
-from amc.surgery.reconstruct import Sampler, reestimate_batchnorm, ridge_solve
+from amc.surgery.reconstruct import Sampler, reestimate_batchnorm
+from amc.surgery.regression import ridge_solve
 
 HERE = Path(__file__).parent
 ROWS = 30_000  # a layer
