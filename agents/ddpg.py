@@ -25,7 +25,14 @@ class DDPGOptions(BaseModel):
 
     episodes: int = Field(400, ge=1, description="episodes of the search, warm-up included")
     warmup_episodes: int = Field(
-        100, ge=0, description="episodes with uniform random keep ratios, before any update"
+        100, ge=0, description="episodes with random keep ratios, before any update"
+    )
+    warmup_spread: float | None = Field(
+        None,
+        gt=0,
+        description="none: every keep ratio of the warm-up is uniform; a number: normal with this "
+        "standard deviation around a ratio drawn for the episode, so that whole episodes are small "
+        "or large",
     )
     sigma: float = Field(
         0.5, ge=0, description="standard deviation of the truncated-normal noise, in keep ratio"
@@ -134,13 +141,20 @@ class DDPGAgent(DDPG):
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         assert isinstance(self.action_space, gymnasium.spaces.Box)
         if self.phase_of(self.episodes_done) == "warmup":
-            ratio = self.generator.uniform(0.0, 1.0, size=(n_envs, 1))
+            ratio = self._warmup_ratio(n_envs)
         else:
             assert self._last_obs is not None
             mean, _ = self.predict(self._last_obs, deterministic=True)
             ratio = truncated_normal(np.asarray(mean, dtype=np.float64), self.sigma, self.generator)
         action = ratio.astype(np.float32)
         return action, self.policy.scale_action(action)
+
+    def _warmup_ratio(self, n_envs: int) -> NDArray[np.float64]:
+        if self.options.warmup_spread is None:
+            return self.generator.uniform(0.0, 1.0, size=(n_envs, 1))
+        if self.num_timesteps % self.steps == 0:
+            self._warmup_centre = self.generator.uniform(0.0, 1.0, size=(n_envs, 1))
+        return truncated_normal(self._warmup_centre, self.options.warmup_spread, self.generator)
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         """Leave each optimiser its own rate."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from amc.network.layers import LayerTable
-from amc.network.trace import Network
 from amc.spaces.base import Decision, Strategy
 from amc.spaces.channel import ChannelOptions, ChannelSpace
 from amc.spaces.lowrank import (
@@ -43,15 +42,15 @@ class MixedSpace(RepairingSpace):
     Options = MixedOptions
     options: MixedOptions
 
-    def __init__(
-        self,
-        network: Network,
-        options: Mapping[str, Any] | None = None,
-        calibration: Tensor | None = None,
-    ) -> None:
-        super().__init__(network, options, calibration)
-        self.channels = ChannelSpace(network, self._options_of(ChannelOptions), calibration)
-        self.factors = LowRankSpace(network, self._options_of(LowRankOptions), calibration)
+    @cached_property
+    def channels(self) -> ChannelSpace:
+        """Decides widths; its own repair is not used."""
+        return ChannelSpace(self.network, self._options_of(ChannelOptions), self.calibration)
+
+    @cached_property
+    def factors(self) -> LowRankSpace:
+        """Decides ranks; its own repair is not used."""
+        return LowRankSpace(self.network, self._options_of(LowRankOptions), self.calibration)
 
     def _options_of(self, options: type[RepairOptions]) -> dict[str, Any]:
         return {name: getattr(self.options, name) for name in options.model_fields}
