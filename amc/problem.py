@@ -87,14 +87,20 @@ class Problem:
         network = Network.of(model, dataset.input_shape, name)
         _check_classes(network, dataset)
         calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
-        space = _space(config, network, calibration, report)
-        if device is not None:
-            space.latency = device.latency_model(name)
-        budget = config.budget.of(space.cost({}))
-        Bounds.of(space, budget)  # refuses a budget that cannot be reached
+
+        def bound_space() -> tuple[CompressionSpace, Budget]:
+            space = _space(config, network, calibration, report)
+            if device is not None:
+                space.latency = device.latency_model(name)
+            budget = config.budget.of(space.cost({}))
+            Bounds.of(space, budget)  # refuses a budget that cannot be reached
+            return space, budget
+
+        space, budget = bound_space()
         if train_first:
             assert config.train is not None
             train(network.model, dataset, splits.train, config.train, config.seed, report)
+            space, budget = bound_space()  # what there is to decide may depend on the weights
         return cls(config, dataset, splits, network, space, budget, device)
 
     def evaluator(self, precision: str | None = None) -> Evaluator:

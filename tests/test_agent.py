@@ -53,6 +53,15 @@ def trained(episodes: int = 300, seed: int = 0, **options: Any) -> tuple[Toy, DD
     return env, agent
 
 
+def test_warmup_around_a_ratio_of_the_episode() -> None:
+    env, _ = trained(episodes=200, warmup_episodes=200, warmup_spread=0.05)
+    actions = np.array(env.actions).reshape(200, 3)
+    assert 0 < actions.std(axis=1).mean() < 0.06, "those of an episode are alike"
+    assert 0.25 < actions.mean(axis=1).std() < 0.32, "episodes are spread over [0, 1]"
+    env, _ = trained(episodes=200, warmup_episodes=200)
+    assert np.array(env.actions).reshape(200, 3).std(axis=1).mean() > 0.2
+
+
 def test_law_7_solves_a_toy_better_than_random() -> None:
     env, agent = trained()
     rng = np.random.default_rng(0)

@@ -244,6 +244,21 @@ def test_a_search_to_its_export(space: str, digits: Dataset, tmp_path: Path) -> 
     assert cost_of(trace(loaded, (1, 8, 8))).macs == result.best["macs"] == metrics["macs"]
 
 
+def test_a_network_that_is_trained_first(tmp_path: Path) -> None:
+    """The ranks of a keep ratio depend on the weights: those after the training, and again when the
+    run is resumed.
+    """
+    small = ["evaluate.images=50", "evaluate.calibration_images=70", "train.epochs=2"]
+    agent = ["agent.episodes=3", "agent.warmup_episodes=2"]
+    _, config = load_config("digits_resnet8_lowrank_macs50", [*small, *agent])
+    result = search(config, out=tmp_path, name="digits")
+    again = resume(result.run.path)
+    assert again.problem.space.decisions == result.problem.space.decisions
+    for line in result.run.lines():
+        plans = [run.problem.space.describe(line["strategy"]) for run in (result, again)]
+        assert plans[0] == plans[1]
+
+
 def test_another_plug_in_starts_from_its_own_defaults() -> None:
     _, config = load_config("cifar10_resnet56_lowrank_macs50", ["agent.name=vbmf"])
     assert config.agent == {"name": "vbmf"} and config.space["name"] == "lowrank"

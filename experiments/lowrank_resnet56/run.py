@@ -49,7 +49,7 @@ COLUMNS = [
 SEED = 0
 FINETUNE = TrainConfig(epochs=1, lr=0.02)
 FINETUNE_IMAGES = 20_000
-SEARCH = {"mixed": ["agent.warmup_spread=0.15"]}
+LONGER = ["agent.episodes=400", "agent.warmup_episodes=100", "agent.sigma_decay=0.99"]
 QUICK = ["evaluate.racing=0.9", "evaluate.images=2000", "evaluate.calibration_images=500"]
 NETWORKS: dict[str, list[str]] = {
     "resnet56": [
@@ -77,25 +77,28 @@ METHODS = [
     "VBMF ranks",
     "agent ranks",
     "agent channels",
+    "uniform mixed",
     "agent mixed",
+    "agent mixed, 400 episodes",
 ]
 
 
-def config_of(network: str, space: str) -> Config:
+def config_of(network: str, method: str) -> Config:
+    longer = LONGER if method.endswith("400 episodes") else []
     return load_config(
-        f"cifar10_resnet56_{space}_macs50",
-        [*NETWORKS[network], *SEARCH.get(space, []), f"seed={SEED}"],
+        f"cifar10_resnet56_{space_of(method)}_macs50",
+        [*NETWORKS[network], *longer, f"seed={SEED}"],
     )[1]
 
 
-def searched(network: str, space: str, report: ConsoleReport) -> Strategy:
+def searched(network: str, method: str, report: ConsoleReport) -> Strategy:
     """The best strategy of the agent's own episodes, of those that racing did not stop if any."""
-    name = f"{network}_{space}"
+    name = f"{network}_{method.removeprefix('agent ').replace(', ', '_').replace(' ', '_')}"
     runs = sorted((RUNS / name).glob("s*"))
     if runs:
         run = resume(runs[-1], report=report).run
     else:
-        run = search(config_of(network, space), out=RUNS, name=name, report=report).run
+        run = search(config_of(network, method), out=RUNS, name=name, report=report).run
     own = run.lines()[1:]  # the first is the uniform strategy
     whole = [line for line in own if line["stopped_after"] is None]
     best: Strategy = max(whole or own, key=lambda line: line["reward"])["strategy"]
@@ -109,13 +112,14 @@ def chosen(problem: Problem, network: str, method: str, report: ConsoleReport) -
     if method.startswith("uniform"):
         return Bounds.of(problem.space, problem.budget).uniform()
     if method.startswith("agent"):
-        return searched(network, space_of(method), report)
+        return searched(network, method, report)
     env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=dict)
     proposals = VBMFAgent(env, len(problem.space.decisions)).proposals
     return proposals["vbmf_scaled" if method == "VBMF ranks" else "vbmf"]
 
 
 def space_of(method: str) -> str:
+    """The action space of a method; the channel space for the untouched network."""
     return next((space for word, space in SPACES.items() if word in method), "channel")
 
 
@@ -135,7 +139,7 @@ def row(network: str, method: str, report: ConsoleReport) -> dict[str, Any]:
     kept = RUNS / "rows" / f"{network}_{method.replace(' ', '_').replace(',', '')}_s{SEED}.json"
     if kept.is_file():
         return dict(json.loads(kept.read_text()))
-    config = config_of(network, space_of(method))
+    config = config_of(network, method)
     whole = config.evaluate.model_copy(update={"images": 5000})
     problem = Problem.build(config.model_copy(update={"evaluate": whole}), report=report)
     strategy = chosen(problem, network, method, report)
@@ -181,7 +185,7 @@ def plot(table: pd.DataFrame) -> None:
 def main() -> None:
     report = ConsoleReport(Console())
     network, *methods = sys.argv[1:]
-    for method in methods or METHODS:
+    for method in methods or METHODS[: -1 if network == "vgg16" else None]:
         print(row(network, method, report), flush=True)
     rows = [json.loads(path.read_text()) for path in (RUNS / "rows").glob("*.json")]
     rows.sort(key=lambda r: (list(NETWORKS).index(r["network"]), METHODS.index(r["method"])))
