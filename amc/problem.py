@@ -75,29 +75,19 @@ class Problem:
         heldout = find_file(config.heldout, folder) if config.heldout else None
         evaluate = config.evaluate
         splits = split(dataset, evaluate.images, evaluate.calibration_images, config.seed, heldout)
-        name = config.model or type(model).__name__
-        train_first = False
-        if model is None:
-            pretrained = config.weights == "DEFAULT"
-            model = _build(config, dataset.classes, dataset.input_shape[0], pretrained)
-            base = base or weights_file(config)
-            train_first = base is None and config.weights is None and _needs_training(config)
-        if base is not None:
-            load_weights(model, base)
-        network = Network.of(model, dataset.input_shape, name)
-        _check_classes(network, dataset)
+        network, untrained = _base_network(config, dataset, model, base)
         calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
 
         def bound_space() -> tuple[CompressionSpace, Budget]:
             space = _space(config, network, calibration, report)
             if device is not None:
-                space.latency = device.latency_model(name)
+                space.latency = device.latency_model(network.name)
             budget = config.budget.of(space.cost({}))
             Bounds.of(space, budget)  # refuses a budget that cannot be reached
             return space, budget
 
         space, budget = bound_space()
-        if train_first:
+        if untrained:
             assert config.train is not None
             train(network.model, dataset, splits.train, config.train, config.seed, report)
             space, budget = bound_space()  # what there is to decide may depend on the weights
@@ -178,6 +168,24 @@ def _geometry(config: Config) -> tuple[int, tuple[int, ...]]:
         return 10, _SHAPES[name]
     dataset = load_dataset(name, data_folder(config.data_dir), config.image_size)
     return dataset.classes, dataset.input_shape
+
+
+def _base_network(
+    config: Config, dataset: Dataset, model: nn.Module | None, base: Path | None
+) -> tuple[Network, bool]:
+    """The network that is compressed, and whether it is still to be trained."""
+    name = config.model or type(model).__name__
+    untrained = False
+    if model is None:
+        pretrained = config.weights == "DEFAULT"
+        model = _build(config, dataset.classes, dataset.input_shape[0], pretrained)
+        base = base or weights_file(config)
+        untrained = base is None and config.weights is None and _needs_training(config)
+    if base is not None:
+        load_weights(model, base)
+    network = Network.of(model, dataset.input_shape, name)
+    _check_classes(network, dataset)
+    return network, untrained
 
 
 def weights_file(config: Config) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,7 @@ def test_refit_gives_the_output_better_than_the_weights(method: Method) -> None:
     with torch.no_grad():
         assert conv.bias is not None
         wanted = sampler.outputs("0", conv, conv(x)) - conv.bias
-        shift = refit(parts, factoring, x, wanted, "0", sampler, True, 1e-6)
+        shift = refit(parts, factoring, x, wanted, partial(sampler.inputs, "0"), True, 1e-6)
         parts[-1].bias += shift
         errors = [
             float(((made(x) - conv(x)) ** 2).mean()) for made in (parts, factoring.from_weights())

@@ -11,13 +11,14 @@ calibration images, with the inputs that it gets in the compressed network.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from amc.surgery.factor import Method, Ranks, factorise, structure
-from amc.surgery.reconstruct import Sampler, flat_weight, set_flat_weight
+from amc.surgery.reconstruct import flat_weight, set_flat_weight
 from amc.surgery.regression import principal, regress
 
 _PIXELS = 20_000  # input pixels for the covariance of channels
@@ -47,8 +48,7 @@ def refit(
     factoring: Factoring,
     x: Tensor,
     wanted: Tensor,
-    layer: str,
-    sampler: Sampler,
+    patches: Callable[[nn.Module, Tensor], Tensor],
     shiftable: bool,
     ridge: float,
 ) -> Tensor:
@@ -59,8 +59,7 @@ def refit(
         factoring: what it is made from.
         x: its inputs on all calibration images.
         wanted: what it should give at the sampled positions, without its bias: rows (n, out).
-        layer: its name, for the sampler.
-        sampler: of positions.
+        patches: of a part and its inputs, what it reads at those positions: rows (n, k).
         shiftable: whether the result can be added to its output.
         ridge: see `amc.surgery.regression.ridge_solve`.
 
@@ -79,8 +78,7 @@ def refit(
             encoder, decoder = input_projection(moments, start, inner)
             set_flat_weight(first, encoder)
             x, start = first(x), _on_channels(start, decoder)
-    rows = sampler.inputs(layer, solved[0], x)
-    fit = regress(rows, wanted, start, ridge, shiftable)
+    fit = regress(patches(solved[0], x), wanted, start, ridge, shiftable)
     weight = fit.weight
     if len(solved) == 1:
         set_flat_weight(solved[0], weight)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -257,8 +257,8 @@ class SequentialRepair(_Sweep):
         item.output.set_(compute(item))  # type: ignore[call-overload]
 
     def _solve(self, item: _Open, other: Tensor | None) -> None:
-        sampler, last = self.targets.sampler, item.last
-        wanted = self._target(item, other)
+        last, wanted = item.last, self._target(item, other)
+        patches = partial(self.targets.sampler.inputs, item.layer)
         bias = getattr(last, "bias", None)
         if bias is not None:
             wanted = wanted - bias.detach()
@@ -269,13 +269,12 @@ class SequentialRepair(_Sweep):
                 self.factorings[item.layer],
                 item.source,
                 wanted,
-                item.layer,
-                sampler,
+                patches,
                 shiftable,
                 self.ridge,
             )
         else:
-            rows = sampler.inputs(item.layer, last, item.source)
+            rows = patches(last, item.source)
             fit = regress(rows, wanted, flat_weight(last), self.ridge, shiftable)
             set_flat_weight(last, fit.weight)
             shift = fit.shift(fit.weight)
