@@ -127,10 +127,11 @@ def _plot_ratios(axes: Any, best: dict[str, Any]) -> None:
     for kind, color in zip(dict.fromkeys(kinds), ("#2b6cb0", "#dd6b20", "#38a169"), strict=False):
         places = [place for place, own in enumerate(kinds) if own == kind]
         axes.bar(places, [ratios[place] for place in places], color=color, label=kind)
-    if len(set(kinds)) > 1:
+    several = len(set(kinds)) > 1
+    if several:
         axes.legend(fontsize=8, loc="upper right", ncols=3)
     axes.set(
-        ylim=(0, 1.05),
+        ylim=(0, 1.3 if several else 1.05),  # room for the legend
         ylabel="keep ratio",
         title=f"Best strategy: episode {best['episode']} ({best['phase']})",
     )
