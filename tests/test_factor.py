@@ -203,7 +203,21 @@ def test_refit_gives_the_output_better_than_the_weights(method: Method) -> None:
             float(((made(x) - conv(x)) ** 2).mean()) for made in (parts, factoring.from_weights())
         ]
     assert errors[0] < 0.8 * errors[1]
+    norms = [
+        float(part.weight.detach().norm()) for part in parts
+    ]  # a shared scale, or they do not train
+    assert method == "cp" or max(norms) < 3 * min(norms), norms
     assert cost_of(trace(nn.Sequential(parts), network.input_shape)).params < 6 * 8 * 9 + 8
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_factors_of_weights_share_their_scale(method: Method) -> None:
+    conv, ranks = CONVOLUTIONS[0], (4, 5) if method == "tucker" else (4,)
+    alone(conv)
+    with torch.no_grad():
+        conv.weight *= 1e-3
+        norms = [float(part.weight.norm()) for part in factorise(conv, method, ranks)]
+    assert max(norms) < 3 * min(norms), norms
 
 
 def test_the_same_factors_every_time() -> None:

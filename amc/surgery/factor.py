@@ -206,7 +206,8 @@ def _convolution(conv: nn.Conv2d, part: Part) -> nn.Conv2d:
 
 
 def factorise(module: nn.Module, method: Method, ranks: Ranks) -> nn.Sequential:
-    """The parts of a layer that are nearest to its weights. ``module`` is not modified.
+    """The parts of a layer that are nearest to its weights; they share its scale, so that they can
+    be trained. ``module`` is not modified.
 
     Args:
         module: an ungrouped ``nn.Conv2d``, or an ``nn.Linear``.
@@ -250,10 +251,12 @@ def _tucker(kernel: Tensor, ranks: Ranks) -> list[Tensor]:
     modes = [mode for mode, whole in ((0, outer == n), (1, inner == c)) if not whole]
     wanted = [(outer, inner)[mode] for mode in modes]
     (core, factors), _ = partial_tucker(kernel.numpy(), rank=wanted, modes=modes, init="svd")
-    by_mode = {mode: torch.from_numpy(f) for mode, f in zip(modes, factors, strict=True)}
+    core = torch.from_numpy(core)
+    share = float(core.norm() / max(wanted, default=1) ** 0.5) ** (1 / (1 + len(modes))) or 1.0
+    by_mode = {mode: share * torch.from_numpy(f) for mode, f in zip(modes, factors, strict=True)}
     first = [by_mode[1].T[:, :, None, None]] if 1 in by_mode else []
     last = [by_mode[0][:, :, None, None]] if 0 in by_mode else []
-    return [*first, torch.from_numpy(core), *last]
+    return [*first, core / share ** len(modes), *last]
 
 
 def _cp(kernel: Tensor, ranks: Ranks) -> list[Tensor]:
@@ -262,8 +265,10 @@ def _cp(kernel: Tensor, ranks: Ranks) -> list[Tensor]:
     weights, factors = parafac(
         kernel.numpy(), ranks[0], n_iter_max=25, init="random", tol=1e-6, random_state=0
     )
-    last, first, down, across = (torch.from_numpy(factor) for factor in factors)
-    last = last * torch.from_numpy(weights)
+    values = [torch.from_numpy(factor) for factor in factors]
+    norms = torch.stack([value.norm(dim=0) for value in values]).clamp_min(1e-12)
+    share = (norms.prod(0) * torch.from_numpy(weights)) ** (1 / len(values))
+    last, first, down, across = (v * share / n for v, n in zip(values, norms, strict=True))
     return [
         first.T[:, :, None, None],
         down.T[:, None, :, None],

@@ -98,7 +98,7 @@ def input_projection(moments: Tensor, weight: Tensor, rank: int) -> tuple[Tensor
         rank: channels of the projection.
 
     Returns:
-        An encoder (rank, c) with orthonormal rows, and a decoder (c, rank).
+        An encoder (rank, c) with orthogonal rows, and a decoder (c, rank).
     """
     values, vectors = torch.linalg.eigh(moments)
     root = values.clamp_min(1e-10 * float(values[-1].clamp_min(1e-30))).sqrt()
@@ -106,7 +106,11 @@ def input_projection(moments: Tensor, weight: Tensor, rank: int) -> tuple[Tensor
     _, directions = torch.linalg.eigh(by_channel.T @ by_channel)
     kept = directions[:, -rank:]
     encoder, mixing = torch.linalg.qr((vectors / root) @ kept)
-    return encoder.T, (vectors * root) @ kept @ mixing.T
+    decoder = (vectors * root) @ kept @ mixing.T
+    # half of the scale of what is read is left to the encoder, so that both can be trained
+    share = float((weight.reshape(-1, len(moments)) @ decoder).norm() / rank**0.5) ** 0.5
+    share = share if share > 0 else 1.0
+    return share * encoder.T, decoder / share
 
 
 def _on_channels(weight: Tensor, decoder: Tensor) -> Tensor:

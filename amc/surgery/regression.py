@@ -76,7 +76,8 @@ def centred(gram: Tensor, mean: Tensor) -> Tensor:
 
 
 def principal(weight: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The two factors whose product predicts most of what ``weight`` predicts.
+    """The two factors whose product predicts most of what ``weight`` predicts. Each component's
+    scale is shared evenly, so that they can be trained.
 
     Args:
         weight: (out, k).
@@ -84,8 +85,10 @@ def principal(weight: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         rank: of the product.
 
     Returns:
-        (rank, k), and (out, rank) with orthonormal columns.
+        (rank, k), and (out, rank) with orthogonal columns.
     """
     _, vectors = torch.linalg.eigh(weight @ gram @ weight.T)
     directions = vectors[:, -rank:]
-    return directions.T @ weight, directions
+    inward = directions.T @ weight
+    root = inward.norm(dim=1).clamp_min(1e-12).sqrt()
+    return inward / root[:, None], directions * root
