@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from amc.criteria import Criterion
 from amc.errors import UserError
 from amc.network.groups import ChannelGroup, find_groups
 from amc.network.layers import Activations, LayerSpec, LayerTable
-from amc.network.trace import Network
 from amc.registry import lookup
 from amc.spaces.base import Decision, Strategy
 from amc.spaces.repairing import RepairingSpace, RepairOptions
@@ -49,18 +48,10 @@ class ChannelSpace(RepairingSpace):
     Options = ChannelOptions
     options: ChannelOptions
 
-    def __init__(
-        self,
-        network: Network,
-        options: Mapping[str, Any] | None = None,
-        calibration: Tensor | None = None,
-    ) -> None:
-        super().__init__(network, options, calibration)
-        self._criterion: Criterion = lookup("criterion", self.options.criterion)
-        if calibration is None and self.options.criterion != "l1":
-            raise UserError("the reconstruction criterion needs calibration images")
-
     def find_decisions(self) -> list[Decision]:
+        self._criterion: Criterion = lookup("criterion", self.options.criterion)
+        if self.calibration is None and self.options.criterion != "l1":
+            raise UserError("the reconstruction criterion needs calibration images")
         groups, self.left_alone = find_groups(self.network)
         if not self.options.coupled:
             for group in [group for group in groups if len(group.producers) > 1]:
