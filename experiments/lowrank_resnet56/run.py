@@ -4,8 +4,7 @@
 
 NETWORK is resnet56 or vgg16 (train_vgg16.py makes its weights). Searches, measures before and after
 a short fine-tuning, and writes results.csv and accuracy.png beside this file. Everything is kept in
-runs/lowrank: a stopped run goes on.
-
+runs/lowrank: a stopped run goes on. With `latency` instead, milliseconds of some of the results.
 """
 
 from __future__ import annotations
@@ -27,8 +26,11 @@ from torch import nn
 
 from amc.config import Config, TrainConfig, load_config
 from amc.evaluate.inference import ImageSet, logits, prepared, score
+from amc.network.layers import example_input
 from amc.problem import Problem
+from amc.profiling.reach import structure_of
 from amc.progress import ConsoleReport
+from amc.runtime import compare, make_runtime
 from amc.search import resume, search
 from amc.spaces.base import Strategy
 from amc.spaces.bounding import Bounds
@@ -167,19 +169,39 @@ def plot(table: pd.DataFrame) -> None:
             (0.2, "test_accuracy", "#9aa5b1"),
             (-0.2, "finetuned_test_accuracy", "#2b6cb0"),
         ):
-            label = column.replace("_test_accuracy", "").replace("test_accuracy", "not fine-tuned")
+            label = "fine-tuned" if column.startswith("fine") else "not fine-tuned"
             bars = axes.barh(places + shift, 100 * rows[column], 0.38, color=color, label=label)
-            axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+            axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=-24, color="white")
         axes.axvline(base.item(), color="#38a169", linestyle=":", label="before compression")
         axes.set_yticks(places, rows["method"], fontsize=8)
-        axes.set(xlim=(0, 108), xlabel="test accuracy (%)", title=network)
-        axes.legend(fontsize=7, loc="lower left")
+        axes.set(xlim=(0, 100), xlabel="test accuracy (%)", title=network)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(HERE / "accuracy.png", dpi=130)
+
+
+def latencies(report: ConsoleReport) -> None:
+    """Milliseconds of some of the networks, measured in turn; alone on the machine."""
+    rows = []
+    for network in NETWORKS:
+        models = {}
+        for method in ("untouched", "agent channels", "agent ranks", "uniform mixed"):
+            problem = Problem.build(config_of(network, method))
+            strategy = chosen(problem, network, method, report)
+            models[method] = structure_of(problem.space, strategy)
+        example = example_input(problem.network.model, problem.network.input_shape)
+        for method, times in compare(make_runtime(), models, example).items():
+            rows.append({"network": network, "method": method, **times})
+    table = pd.DataFrame(rows).round(3)
+    table.to_csv(HERE / "latency.csv", index=False)
+    print(table.to_string(index=False))
 
 
 def main() -> None:
     report = ConsoleReport(Console())
     network, *methods = sys.argv[1:]
+    if network == "latency":
+        latencies(report)
+        return
     for method in methods or METHODS:
         print(row(network, method, report), flush=True)
     rows = [json.loads(path.read_text()) for path in (RUNS / "rows").glob("*.json")]
