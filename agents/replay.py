@@ -61,21 +61,18 @@ class EpisodeReplayBuffer(ReplayBuffer):
     ) -> None:
         """Hold a transition; at the end of the episode store them all.
 
-        ``infos[0]["executed_ratio"]``, where the environment gives it, replaces the action: the
-        critic learns from what was done.
+        ``infos[0]["executed_ratios"]``, where the environment gives it at the end, replaces the
+        actions: the critic learns from what was done.
         """
-        executed = infos[0].get("executed_ratio")
-        if executed is not None:
-            assert isinstance(self.action_space, spaces.Box)
-            low, high = self.action_space.low, self.action_space.high
-            action = (2 * (np.array([[executed]], np.float32) - low) / (high - low) - 1).astype(
-                np.float32
-            )
         self._episode.append((obs, next_obs, action, done))
         if not done[0]:
             return
-        for held_obs, held_next, held_action, held_done in self._episode:
-            super().add(held_obs, held_next, held_action, reward, held_done, infos)
+        executed = infos[0].get("executed_ratios", [None] * len(self._episode))
+        for (held_obs, held_next, held_action, held_done), ratio in zip(
+            self._episode, executed, strict=True
+        ):
+            taken = held_action if ratio is None else self._action(ratio)
+            super().add(held_obs, held_next, taken, reward, held_done, infos)
         self._episode = []
         final = float(reward[0])
         decay = self.baseline_decay
@@ -83,12 +80,20 @@ class EpisodeReplayBuffer(ReplayBuffer):
             final if self.baseline is None else decay * self.baseline + (1 - decay) * final
         )
 
+    def _action(self, ratio: float) -> Array:
+        """A keep ratio as Stable-Baselines3 stores it: scaled to [-1, 1]."""
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = self.action_space.low, self.action_space.high
+        return (2 * (np.array([[ratio]], np.float32) - low) / (high - low) - 1).astype(np.float32)
+
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        indices = self.generator.integers(
-            0, self.buffer_size if self.full else self.pos, size=batch_size
-        )
-        samples = self._get_samples(indices, env=env)
+        samples = self._get_samples(self.generator.integers(0, self.size(), size=batch_size))
         return samples._replace(rewards=samples.rewards - (self.baseline or 0.0))
+
+    def sample_best(self, transitions: int, batch_size: int) -> ReplayBufferSamples:
+        """Samples of those transitions that have the highest rewards, which are their episodes'."""
+        order = np.argsort(-self.rewards[: self.size(), 0], kind="stable")[:transitions]
+        return self._get_samples(self.generator.choice(order, size=batch_size))
 
     def _get_samples(self, batch_inds: Array, env: Any = None) -> ReplayBufferSamples:
         rows = [

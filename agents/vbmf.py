@@ -7,13 +7,11 @@ factorisation with an unknown noise variance (Nakajima, Sugiyama, Babacan, Tomio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from amc.agents.proposing import OneShotAgent, Ratios
 from scipy.optimize import brentq, minimize_scalar
 
 from amc.errors import UserError
@@ -96,79 +94,25 @@ def _threshold(ratio: float) -> float:
     return (1 + tau) * (1 + ratio / tau)
 
 
-class VBMFOptions(BaseModel):
-    """It has none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class VBMFAgent:
+class VBMFAgent(OneShotAgent):
     """Proposes the estimated ranks as they are, where the budget allows; and in proportion to them,
     as large as it allows. Needs a space whose choices are ranks.
 
     A rank of 0 is taken as the smallest choice.
+
+    Raises:
+        UserError: the choices of the space are no ranks of matrices.
     """
 
-    Options = VBMFOptions
-
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        steps: int,
-        options: VBMFOptions | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Estimate the ranks.
-
-        Raises:
-            UserError: the choices of the space are no ranks of matrices.
-        """
-        self.env, self.steps = env, steps
-        space, bounds = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds")
+    def proposals(self) -> dict[str, Ratios]:
+        space: Any = self.space
         if not hasattr(space, "unfoldings"):
             raise UserError("the agent vbmf chooses ranks: it needs the space lowrank")
-        ranks = {
-            decision.name: sum(estimated_rank(m.numpy()) for m in space.unfoldings(decision.name))
-            for decision in space.decisions
-        }
-        own = {
-            d.name: min(d.choices, key=lambda choice, rank=ranks[d.name]: abs(choice - rank))  # type: ignore[misc]
-            for d in space.decisions
-        }
-        ratios = {d.name: space.encode(d, own[d.name]) for d in space.decisions}
-        self.proposals = {"vbmf_scaled": bounds.scaled(ratios)}
-        if bounds.budget.allows(space.cost(own)):
-            self.proposals = {"vbmf": own, **self.proposals}
-        self.ranks = ranks
-        self.episodes_done = 0
-
-    @property
-    def episodes(self) -> int:
-        return len(self.proposals)
-
-    def phase_of(self, episode: int) -> str:
-        """vbmf or vbmf_scaled; episodes count from 0."""
-        return list(self.proposals)[episode]
-
-    def set_env(self, env: gymnasium.Env[Any, Any]) -> None:
-        self.env = env
-
-    def run(self, on_episode: Callable[[], None] | None = None) -> None:
-        """Walk the proposals that are left. ``on_episode`` is called after each."""
-        space = self.env.get_wrapper_attr("space")
-        for strategy in list(self.proposals.values())[self.episodes_done :]:
-            self.env.reset()
-            for decision in space.decisions:
-                ratio = space.encode(decision, strategy[decision.name])
-                self.env.step(np.array([ratio], np.float32))
-            self.episodes_done += 1
-            if on_episode is not None:
-                on_episode()
-
-    def state(self) -> dict[str, Any]:
-        """What `load_state` needs to go on."""
-        return {"counters": [self.episodes_done * self.steps]}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.episodes_done = state["counters"][0] // self.steps
+        own = {}
+        for decision in space.decisions:
+            rank = sum(estimated_rank(m.numpy()) for m in space.unfoldings(decision.name))
+            own[decision.name] = min(decision.choices, key=lambda c, rank=rank: abs(c - rank))  # type: ignore[misc]
+        ratios = self.encoded(own)
+        scaled = {"vbmf_scaled": self.scaled(ratios)}
+        within = self.bounds.budget.allows(space.cost(own))
+        return {"vbmf": ratios, **scaled} if within else scaled

@@ -1,4 +1,5 @@
-"""The command line: ``amc ls | show | search | resume | evaluate | export | profile | check``.
+"""The command line: ``amc ls | show | search | resume | evaluate | export | compare |
+profile | check``.
 
 Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for
 Ctrl-C.
@@ -149,6 +150,39 @@ def export(
     tables.add_measured(table, metrics["measured_latency_ms"])
     out.print(table)
     out.print(f"exported to [bold]{run / 'export'}[/]", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    to: Annotated[Path, typer.Option("--out", help="the folder for csv and png")] = Path("compare"),
+    by: Annotated[
+        str, typer.Option(help="search_accuracy or reward, of the strategy with the highest reward")
+    ] = "search_accuracy",
+    as_json: Json = False,
+) -> None:
+    """Compare the runs of several agents and seeds on one problem: curves, a table, tests."""
+    from dataclasses import asdict
+
+    from amc import compare as comparing
+    from amc.report import plot_comparison
+    from amc.run import write_bytes
+
+    found = comparing.compare(runs, comparing.measure_of(by))
+    for name, table in comparing.tables(found).items():
+        write_bytes(to / f"{name}.csv", table.to_csv(index=False).encode())
+    plot_comparison(found, to / "compare.png")
+    summary = {
+        "standings": [asdict(row) for row in found.standings()],
+        "pairs": [asdict(pair) for pair in found.pairs()],
+    }
+    _print(tables.standings(found), summary, as_json)
+    if not as_json:
+        out.print(
+            "effect: Cliff's delta against each (+1: every run is better); p: Wilcoxon's rank sum",
+            highlight=False,
+        )
+        out.print(f"written to [bold]{to}[/] (compare.png shows the curves)", highlight=False)
 
 
 @app.command()

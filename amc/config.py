@@ -46,9 +46,14 @@ class BudgetConfig(Section):
     limit: float | None = Field(
         None, description="the limit as an absolute value, instead of ratio"
     )
+    fill: bool = Field(
+        True,
+        description="scale each episode's keep ratios by a common factor, so that it uses the "
+        "whole budget; false: only bound them one by one, as in the paper",
+    )
 
     def of(self, original: Cost) -> Budget:
-        return Budget.of(self.metric, original, self.ratio, self.limit)
+        return Budget.of(self.metric, original, self.ratio, self.limit, self.fill)
 
 
 class EvaluateConfig(Section):

@@ -39,7 +39,20 @@ KNOWN: dict[Kind, dict[str, str]] = {
         )
     }
     | {"flops": "amc.evaluate.rewards:macs"},
-    "agent": {"ddpg": "amc.agents.ddpg:DDPGAgent", "vbmf": "amc.agents.vbmf:VBMFAgent"},
+    "agent": {
+        "ddpg": "amc.agents.ddpg:DDPGAgent",
+        "td3": "amc.agents.td3:TD3Agent",
+        "sac": "amc.agents.sac:SACAgent",
+        "random": "amc.agents.random:RandomAgent",
+        "uniform": "amc.agents.handcrafted:UniformAgent",
+        "shallow": "amc.agents.handcrafted:ShallowAgent",
+        "deep": "amc.agents.handcrafted:DeepAgent",
+        "greedy": "amc.agents.greedy:GreedyAgent",
+        "genetic": "amc.agents.genetic:GeneticAgent",
+        "ddpnas": "amc.agents.ddpnas:DDPNASAgent",
+        "tpe": "amc.agents.tpe:TPEAgent",
+        "vbmf": "amc.agents.vbmf:VBMFAgent",
+    },
     "runtime": {
         "onnxruntime": "amc.runtime:OnnxRuntime",
         "torch": "amc.runtime:TorchCpu",

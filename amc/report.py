@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from amc.compare import Comparison, interval
 from amc.cost.device import DeviceProfile
 from amc.evaluate.evaluator import Outcome
 from amc.run import write_bytes
@@ -60,6 +61,48 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
     )
     top.legend(fontsize=8, loc="lower right")
     _plot_ratios(bottom, best)
+    _write(figure, path)
+
+
+def plot_comparison(comparison: Comparison, path: Path) -> None:
+    """What each algorithm's best strategy had by then, over evaluations and over seconds: the mean
+    over seeds and its 95% interval.
+    """
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    percent = 100 if comparison.measure == "search_accuracy" else 1
+    ends, starts = [], []
+    for number, (label, curves) in enumerate(comparison.by_label.items()):
+        color = f"C{number % 10}"
+        style = {"color": color, "linestyle": "-" if number < 10 else "--"}
+        count = min(len(curve.best) for curve in curves)
+        evaluations = np.arange(count) + 1.0
+        values = percent * np.array([curve.best[:count] for curve in curves])
+        seconds = np.array([curve.seconds[:count] for curve in curves])
+        grid = np.linspace(seconds[:, 0].max(), seconds[:, -1].min(), 200)
+        by_time = np.array(
+            [
+                own[np.searchsorted(passed, grid, side="right") - 1]
+                for own, passed in zip(values, seconds, strict=True)
+            ]
+        )
+        name = f"{label} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
+        for axes, x, y in ((left, evaluations, values), (right, grid, by_time)):
+            mean, low, high = interval(y)
+            if count > 3:
+                axes.plot(x, mean, label=name, linewidth=1.6, **style)
+                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            else:  # hand-crafted: one strategy, not a curve
+                axes.axhline(mean[-1], label=name, linewidth=1.2, color=color, linestyle=":")
+        ends.append(values[:, -1].mean())
+        starts.append(values[:, min(count - 1, count // 10)].mean())
+    span = max(ends) - min(starts)
+    left.set_ylim(min(starts) - 0.1 * span, max(ends) + 0.15 * span + 1e-9)
+    what = "search accuracy (%)" if percent == 100 else comparison.measure
+    left.set(xlabel="evaluations", ylabel=f"{what} of the best so far")
+    right.set(xlabel="seconds, as measured in each run")
+    figure.suptitle("Search algorithms on one problem: mean over seeds and 95% interval")
+    left.legend(fontsize=8, loc="lower right")
     _write(figure, path)
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,9 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     recorder = _Recorder(run, lines)
     agent_class = lookup("agent", problem.config.agent["name"])
     options = {key: value for key, value in problem.config.agent.items() if key != "name"}
-    env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=evaluator)
+    exact = getattr(agent_class, "exact", False)  # it means its strategies as they are
+    budget = replace(problem.budget, fill=problem.budget.fill and not exact)
+    env = gymnasium.make(ENV_ID, space=problem.space, budget=budget, evaluate=evaluator)
     recorder("uniform", evaluator(env.get_wrapper_attr("bounds").uniform()))
     agent = agent_class(
         env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:  # the command line starts without torch
+    from amc.compare import Comparison
     from amc.cost.device import DeviceProfile
     from amc.network.layers import LayerTable
 
@@ -76,4 +77,25 @@ def fidelity(profile: DeviceProfile) -> Table:
             errors = percent(found.median_ape), percent(found.worst_ape)
             numbers = f"{fit.reference_ms:.3f}", str(found.strategies)
             shown.add_row(name, *numbers, *errors, f"{found.spearman:.3f}")
+    return shown
+
+
+def standings(comparison: Comparison) -> Table:
+    """Every algorithm over its seeds, and against the best one."""
+    as_percent = comparison.measure == "search_accuracy"
+    shown = Table()
+    shown.add_column("agent", overflow="fold", min_width=10)
+    what = "search accuracy" if as_percent else comparison.measure
+    best = comparison.standings()[0].label
+    pairs = {pair.second: pair for pair in comparison.pairs() if pair.first == best}
+    columns = "seeds", "evaluations", "seconds", what, "95% interval", f"effect of {best}", "p"
+    for column in columns:
+        shown.add_column(column, justify="right")
+    text = percent if as_percent else "{:.4f}".format
+    for row in comparison.standings():
+        bounds = f"{text(row.low)} to {text(row.high)}" if row.seeds > 1 else ""
+        pair = pairs.get(row.label)
+        against = (f"{pair.effect:+.2f}", f"{pair.p:.2f}") if pair else ("", "")
+        counts = str(row.seeds), str(row.evaluations), f"{row.seconds:.0f}"
+        shown.add_row(row.label, *counts, text(row.mean), bounds, *against)
     return shown

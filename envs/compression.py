@@ -88,25 +88,36 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         self.observation_space = spaces.Box(0.0, 1.0, (features,), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._strategy: dict[str, int] = {}
+        self._wanted: dict[str, float] = {}
         self._ratio = 1.0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
         super().reset(seed=seed)
-        self._strategy, self._ratio = {}, 1.0
+        self._strategy, self._wanted, self._ratio = {}, {}, 1.0
         return self._observation(), {}
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         decision = self.space.decisions[len(self._strategy)]
-        wanted = float(np.clip(action, 0, 1).item())
-        choice = self.bounds.choose(self._strategy, decision, wanted)
+        self._wanted[decision.name] = wanted = float(np.clip(action, 0, 1).item())
+        fill = self.bounds.budget.fill
+        choice = (
+            self.space.decode(self.bounds.decisions[decision.name], wanted)
+            if fill
+            else self.bounds.choose(self._strategy, decision, wanted)
+        )
         self._strategy[decision.name] = choice
         self._ratio = self.space.encode(decision, choice)
         info: dict[str, Any] = {"executed_ratio": self._ratio}
         done = len(self._strategy) == len(self.space.decisions)
         reward = 0.0
         if done:
+            if fill:
+                self._strategy = self.bounds.scaled(self._wanted)
+            info["executed_ratios"] = [
+                self.space.encode(d, self._strategy[d.name]) for d in self.space.decisions
+            ]
             outcome = self.evaluate(self._strategy)
             reward, info["outcome"] = outcome.reward, outcome
         return self._observation(), reward, done, False, info

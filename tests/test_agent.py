@@ -8,11 +8,16 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from amc.agents.ddpg import DDPGAgent, DDPGOptions, truncated_normal
+from amc.agents.ddpg import DDPGAgent, DDPGOptions
+from amc.agents.offpolicy import truncated_normal
 from amc.agents.replay import EpisodeReplayBuffer
 from gymnasium import spaces
 
+from amc.config import load_config
+
 TARGET = (0.2, 0.9, 0.5)
+_, _PRESET = load_config("amc_paper")
+PAPER = {key: value for key, value in _PRESET.agent.items() if key not in ("name", "episodes")}
 
 
 class Toy(gymnasium.Env):
@@ -41,14 +46,16 @@ class Toy(gymnasium.Env):
         if done:
             self.rewards.append(reward)
         observation = np.eye(3, dtype=np.float32)[min(len(self.done_), 2)]
-        return observation, reward, done, False, {"executed_ratio": self.done_[-1]}
+        return observation, reward, done, False, {"executed_ratios": self.done_} if done else {}
+
+
+def paper(**options: Any) -> DDPGOptions:
+    return DDPGOptions(**{**PAPER, **options})
 
 
 def trained(episodes: int = 300, seed: int = 0, **options: Any) -> tuple[Toy, DDPGAgent]:
     env = Toy()
-    agent = DDPGAgent(
-        env, 3, DDPGOptions(episodes=episodes, **{"warmup_episodes": 60, **options}), seed
-    )
+    agent = DDPGAgent(env, 3, paper(episodes=episodes, **{"warmup_episodes": 60, **options}), seed)
     agent.run()
     return env, agent
 
@@ -105,13 +112,13 @@ def test_resumed_agent_goes_on_exactly() -> None:
     straight, _ = trained(100)
     states: list[Any] = []
     env = Toy()
-    agent = DDPGAgent(env, 3, DDPGOptions(episodes=75, warmup_episodes=60), 0)
+    agent = DDPGAgent(env, 3, paper(episodes=75, warmup_episodes=60), 0)
     agent.run(lambda: states.append(agent.state()))
     assert len(states) == 75
     torch.save(states[-1], buffer := __import__("io").BytesIO())
     buffer.seek(0)
     again = Toy()
-    fresh = DDPGAgent(again, 3, DDPGOptions(episodes=100, warmup_episodes=60), 0)
+    fresh = DDPGAgent(again, 3, paper(episodes=100, warmup_episodes=60), 0)
     fresh.load_state(torch.load(buffer, weights_only=True))
     assert fresh.episodes_done == 75
     fresh.run()
@@ -126,7 +133,7 @@ def test_noise_is_truncated_not_clipped_and_decays() -> None:
     assert drawn.min() > 0 and drawn.max() < 1
     assert (drawn > 0.999).mean() < 0.02  # clipping would put almost half of them on 1
     assert truncated_normal(np.array([[0.3]]), 1e-9, rng).item() == pytest.approx(0.3)
-    agent = DDPGAgent(Toy(), 3, DDPGOptions(episodes=10, warmup_episodes=2), 0)
+    agent = DDPGAgent(Toy(), 3, paper(episodes=10, warmup_episodes=2), 0)
     agent.num_timesteps = 2 * 3
     assert agent.sigma == 0.5
     agent.num_timesteps = 5 * 3
@@ -138,7 +145,10 @@ def test_replay_credits_the_episode_and_stores_what_was_done() -> None:
     buffer = EpisodeReplayBuffer(10, spaces.Box(0, 1, (3,), np.float32), box, baseline_decay=0.5)
     observation = np.zeros((1, 3), np.float32)
 
+    executed: list[float] = []
+
     def add(ratio: float, reward: float, done: bool) -> None:
+        executed.append(ratio)
         raw = np.array([[0.9]], np.float32)
         buffer.add(
             observation,
@@ -146,8 +156,10 @@ def test_replay_credits_the_episode_and_stores_what_was_done() -> None:
             raw,
             np.array([reward]),
             np.array([done]),
-            [{"executed_ratio": ratio}],
+            [{"executed_ratios": executed}] if done else [{}],
         )
+        if done:
+            executed.clear()
 
     add(0.25, 0, False)
     assert buffer.pos == 0, "nothing is stored before the episode ends"

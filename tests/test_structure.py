@@ -25,6 +25,7 @@ ORDER = [
     ["amc.config"],
     ["amc.train"],
     ["amc.run"],
+    ["amc.compare"],
     ["amc.report", "amc.pareto", "amc.profiling", "amc.tables"],
     ["amc.envs", "amc.agents"],
     ["amc.problem"],

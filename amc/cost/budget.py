@@ -15,10 +15,16 @@ class Budget:
 
     metric: Metric
     limit: float
+    fill: bool = False  # whether episodes are scaled to use all of it
 
     @classmethod
     def of(
-        cls, metric: Metric, original: Cost, ratio: float | None = None, limit: float | None = None
+        cls,
+        metric: Metric,
+        original: Cost,
+        ratio: float | None = None,
+        limit: float | None = None,
+        fill: bool = False,
     ) -> Budget:
         """A budget as a ratio of the original's cost, or as an absolute value.
 
@@ -30,11 +36,11 @@ class Budget:
         if ratio is not None:
             if not 0 < ratio <= 1:
                 raise UserError(f"budget.ratio is {ratio}: it must be above 0 and at most 1")
-            return cls(metric, ratio * original[metric])
+            return cls(metric, ratio * original[metric], fill)
         assert limit is not None
         if limit <= 0:
             raise UserError(f"budget.limit is {limit}: it must be above 0")
-        return cls(metric, limit)
+        return cls(metric, limit, fill)
 
     def allows(self, cost: Cost) -> bool:
         return cost[self.metric] <= self.limit

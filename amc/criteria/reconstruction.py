@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,22 +25,36 @@ def reconstruction(
     Returns scores (atoms,): the order of removal, higher stays.
     """
     assert grams is not None, "the reconstruction criterion needs calibration images"
-    parts = [
-        _Consumer(network, grams, m.layer, m.channels)
-        for m in group.members
-        if m.side == "in" and m.layer in group.consumers
-    ]
+    parts = _consumers(group, network, grams)
     scores = torch.zeros(group.size, dtype=torch.float64)
     left = list(range(group.size))
     for position in range(group.size):
         losses = torch.stack(
-            [torch.stack([part.loss(atom) for part in parts]).sum() for atom in left]
+            [torch.stack([part.loss([atom]) for part in parts]).sum() for atom in left]
         )
         atom = left.pop(int(losses.argmin()))
         scores[atom] = position
         for part in parts:
             part.remove(atom)
     return scores
+
+
+def removal_losses(
+    group: ChannelGroup, network: Network, grams: GramMatrices, removals: Sequence[Sequence[int]]
+) -> list[float]:
+    """What it costs to remove sets of atoms together: summed over the consumers, the part of the
+    output's energy that the best repair of each, on its own, cannot make good.
+    """
+    parts = _consumers(group, network, grams)
+    return [sum(float(part.loss(atoms)) for part in parts) for atoms in removals]
+
+
+def _consumers(group: ChannelGroup, network: Network, grams: GramMatrices) -> list[_Consumer]:
+    return [
+        _Consumer(network, grams, m.layer, m.channels)
+        for m in group.members
+        if m.side == "in" and m.layer in group.consumers
+    ]
 
 
 class _Consumer:
@@ -66,8 +82,11 @@ class _Consumer:
             gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
         )
 
-    def loss(self, atom: int) -> Tensor:
-        q = self.columns[atom]
+    def loss(self, atoms: Sequence[int]) -> Tensor:
+        """Of removing several atoms together."""
+        if not atoms:
+            return torch.zeros((), dtype=torch.float64)
+        q = torch.cat([self.columns[atom] for atom in atoms])
         weight = self.weight[q]
         loss: Tensor = (weight * torch.linalg.solve(self.inverse[q][:, q], weight)).sum()
         return loss / self.energy

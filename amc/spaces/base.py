@@ -122,6 +122,13 @@ class CompressionSpace(ABC):
         afterwards).
         """
 
+    def layer_errors(self, decision: Decision) -> tuple[float, ...] | None:
+        """A cheap estimate of what each choice of a decision costs: the reconstruction error of the
+        layers it touches, each on its own, as a part of their outputs' energy. None where the space
+        has no such estimate.
+        """
+        return None
+
     def decode(self, decision: Decision, ratio: float) -> int:
         """The legal choice whose keep ratio is nearest to ``ratio`` in (0, 1]."""
         return decision.choices[int(np.argmin(np.abs(np.array(decision.ratios) - ratio)))]

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from amc.criteria import Criterion
+from amc.criteria.reconstruction import removal_losses
 from amc.errors import UserError
 from amc.network.groups import ChannelGroup, find_groups
 from amc.network.layers import Activations, LayerSpec, LayerTable
@@ -154,6 +155,15 @@ class ChannelSpace(RepairingSpace):
         if self.calibration is None:
             return None
         return GramMatrices(self.network, self.calibration, self._sampler)
+
+    def layer_errors(self, decision: Decision) -> tuple[float, ...] | None:
+        """Of the layers that read the channels (`amc.criteria.reconstruction.removal_losses`)."""
+        if self._grams is None:
+            return None
+        group, order = self._group(decision.name).group, self._order[decision.name]
+        counts = [(decision.choices[-1] - choice) // group.width for choice in decision.choices]
+        removals = [order[:count] for count in counts]
+        return tuple(removal_losses(group, self.network, self._grams, removals))
 
     def describe(self, strategy: Strategy) -> dict[str, Any]:
         return {"cuts": self.cuts(strategy)}

@@ -209,6 +209,18 @@ class LowRankSpace(RepairingSpace):
             replace_module(new, name, structure(new.get_submodule(name), method, tuple(ranks)))
         return new
 
+    def layer_errors(self, decision: Decision) -> tuple[float, ...] | None:
+        """The energy of the weights that the ranks lose; None for CP."""
+        if self._methods[decision.layers[0]] == "cp":
+            return None
+        kept = [kept_energy(matrix) for matrix in self.unfoldings(decision.name)]
+        counted, ranks = _COUNTED[decision.kind], self._ranks[decision.name]
+        lost = (
+            sum(1 - own[rank - 1] for rank, own in zip(ranks[c][counted], kept, strict=True))
+            for c in decision.choices[:-1]
+        )
+        return (*lost, 0.0)
+
     def unfoldings(self, name: str) -> tuple[Tensor, ...]:
         """The matrices whose ranks a layer's are, float64: for Tucker the kernel unfolded along its
         input and along its output channels.
@@ -260,13 +272,17 @@ def energy_ladder(matrices: Sequence[Tensor], step: int) -> Iterator[Ranks]:
     """Pairs of ranks, ascending, with which both matrices keep about equal parts of their energy
     (squared singular values): the one that keeps less grows next.
     """
-    kept = []
-    for matrix in matrices:
-        energy = torch.linalg.eigvalsh(matrix @ matrix.T).flip(0).clamp_min(0).cumsum(0)
-        kept.append((energy / energy[-1].clamp_min(1e-30)).tolist())
+    kept = [kept_energy(matrix) for matrix in matrices]
     ranks = [min(step, len(energy)) for energy in kept]
     while any(rank < len(energy) for rank, energy in zip(ranks, kept, strict=True)):
         yield ranks[0], ranks[1]
         growing = [i for i in (0, 1) if ranks[i] < len(kept[i])]
         least = min(growing, key=lambda i: kept[i][ranks[i] - 1])
         ranks[least] = min(ranks[least] + step, len(kept[least]))
+
+
+def kept_energy(matrix: Tensor) -> list[float]:
+    """The part of a matrix's energy (squared singular values) that ranks 1, 2, ... keep."""
+    energy = torch.linalg.eigvalsh(matrix @ matrix.T).flip(0).clamp_min(0).cumsum(0)
+    kept: list[float] = (energy / energy[-1].clamp_min(1e-30)).tolist()
+    return kept

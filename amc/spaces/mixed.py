@@ -79,6 +79,10 @@ class MixedSpace(RepairingSpace):
                 self._repair(model, cuts, factorings)
         return model.eval()
 
+    def layer_errors(self, decision: Decision) -> tuple[float, ...] | None:
+        part = self.channels if decision.kind == "channels" else self.factors
+        return part.layer_errors(decision)
+
     def describe(self, strategy: Strategy) -> dict[str, Any]:
         cuts, plan = self._surgery(strategy)
         return {"cuts": cuts, "factors": plan}

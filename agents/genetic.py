@@ -1,0 +1,111 @@
+"""A genetic algorithm over strategies with a two-step fitness: a cheap estimate screens children,
+the measured reward decides (after Hu et al. 2018, "A novel channel pruning method for deep neural
+network compression": they, too, estimate a layer's loss before anything is measured).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
+from pydantic import Field
+
+SMALLEST = 0.01  # a relative keep ratio
+
+
+class GeneticOptions(EpisodeOptions):
+    """The options of the agent."""
+
+    population: int = Field(20, ge=2, description="strategies that can be parents")
+    children: int = Field(10, ge=1, description="strategies that are measured in a generation")
+    crossover: float = Field(
+        0.5, ge=0, le=1, description="how often a child has two parents rather than one"
+    )
+    mutation: float = Field(
+        0.3, gt=0, le=1, description="how often a keep ratio of a child is changed"
+    )
+    spread: float = Field(
+        0.25, gt=0, description="standard deviation of a change, in the logarithm of the keep ratio"
+    )
+    screened: int = Field(
+        4,
+        ge=1,
+        description="children that are estimated for each that is measured, where the space can "
+        "estimate its layers' errors; 1 measures all",
+    )
+
+
+class GeneticAgent(ProposingAgent):
+    """Keep ratios cross over and mutate; each child is scaled to be as large as the budget allows.
+
+    The first generation is the uniform strategy and mutations of it. A child is estimated by the
+    sum of its layers' reconstruction errors, each layer repaired on its own (`layer_errors` of the
+    space).
+    """
+
+    Options = GeneticOptions
+    options: GeneticOptions
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        steps: int,
+        options: GeneticOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(env, steps, options, seed)
+        tables = [self.space.layer_errors(decision) for decision in self.space.decisions]
+        self._errors = [table for table in tables if table is not None]
+        if len(self._errors) < len(tables):  # an estimate of some layers only says nothing
+            self._errors = []
+        self._proposed: set[tuple[float, ...]] = set()
+
+    def propose(self) -> list[Ratios]:
+        uniform = self.scaled(np.ones(self.steps))
+        children = [] if self.walks else [uniform]
+        while len(children) < self.options.children:
+            candidates = [self._child(uniform) for _ in range(self._candidates)]
+            children.append(min(candidates, key=self._estimate))
+        return children
+
+    @property
+    def _candidates(self) -> int:
+        return self.options.screened if self._errors else 1
+
+    def _child(self, uniform: Ratios) -> Ratios:
+        """A strategy that was not proposed yet, where one turns up."""
+        for _ in range(50):
+            child = self.scaled(self._mutated(self._parent(uniform)))
+            if tuple(child) not in self._proposed:
+                break
+        self._proposed.add(tuple(child))
+        return child
+
+    def _parent(self, uniform: Ratios) -> Ratios:
+        """One of the population, or two of it crossed; the better the likelier."""
+        population = [walk.ratios for walk in self.best(self.options.population)] or [uniform]
+        weights = np.arange(len(population), 0, -1, dtype=np.float64)
+        first, second = self.generator.choice(
+            len(population), 2, p=weights / weights.sum()
+        ).tolist()
+        if self.generator.random() >= self.options.crossover:
+            return population[first]
+        mask = self.generator.random(self.steps) < 0.5
+        return np.where(mask, population[first], population[second])
+
+    def _mutated(self, ratios: Ratios) -> Ratios:
+        changed = self.generator.random(self.steps) < self.options.mutation
+        changed[self.generator.integers(self.steps)] = True
+        noise = self.generator.normal(0.0, self.options.spread, self.steps)
+        return np.clip(ratios * np.exp(changed * noise), SMALLEST, 1.0)
+
+    def _estimate(self, ratios: Ratios) -> float:
+        """The sum of the layers' errors."""
+        total = 0.0
+        for decision, ratio, errors in zip(
+            self.space.decisions, ratios, self._errors, strict=bool(self._errors)
+        ):
+            total += errors[decision.choices.index(self.space.decode(decision, ratio))]
+        return total

@@ -1,0 +1,296 @@
+"""What AMC's agent adds to the off-policy algorithms of Stable-Baselines3, whichever it is.
+
+- warm-up: random keep ratios, no noise on top; no update before it ends
+- updates at the end of an episode, a number for each transition
+- two learning rates
+- `EpisodeReplayBuffer`: the episode's reward on every transition, executed actions, moving baseline
+- exact resume, with torch's random numbers of its own
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from amc.agents.replay import EpisodeReplayBuffer
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.stats import truncnorm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import polyak_update
+
+Array = NDArray[np.float64]
+
+
+class OffPolicyOptions(BaseModel):
+    """The options of every agent that learns from a replay buffer; the preset `amc_paper` has the
+    paper's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    episodes: int = Field(400, ge=1, description="episodes of the search, warm-up included")
+    warmup_episodes: int = Field(
+        40, ge=0, description="episodes with random keep ratios, before any update"
+    )
+    warmup_spread: float | None = Field(
+        0.15,
+        gt=0,
+        description="none: every keep ratio of the warm-up is uniform; a number: normal with this "
+        "standard deviation around a ratio: the uniform strategy's where the agent is centred, "
+        "else one drawn for the episode",
+    )
+    centred: bool = Field(
+        True,
+        description="begin at the uniform strategy of the budget: the actor's first output, and "
+        "with warmup_spread the ratio around which the warm-up is drawn",
+    )
+    actor_lr: float = Field(1e-3, gt=0, description="learning rate of the actor (Adam)")
+    critic_lr: float = Field(1e-3, gt=0, description="learning rate of the critic (Adam)")
+    batch_size: int = Field(64, ge=1, description="transitions an update")
+    tau: float = Field(0.01, gt=0, le=1, description="soft update of the target networks")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount")
+    replay: int = Field(2000, ge=1, description="transitions in the replay buffer")
+    hidden: int = Field(
+        300, ge=1, description="units in each of the two hidden layers of actor and critic"
+    )
+    baseline_decay: float = Field(
+        0.95, ge=0, lt=1, description="of the moving average of rewards that is subtracted"
+    )
+    imitate: int = Field(
+        10,
+        ge=0,
+        description="after each episode the actor also learns the actions of so many best episodes "
+        "so far; 0: of none",
+    )
+
+
+class OffPolicyAgent(OffPolicyAlgorithm):
+    """AMC's episodes around an algorithm of Stable-Baselines3, which comes second in the bases."""
+
+    Options: ClassVar[type[OffPolicyOptions]] = OffPolicyOptions
+    options: Any
+    steps: int
+    generator: np.random.Generator
+    replay_buffer: EpisodeReplayBuffer
+
+    def prepare(
+        self, env: gymnasium.Env[Any, Any], steps: int, options: Any, seed: int
+    ) -> dict[str, Any]:
+        """Take the options over; gives the arguments of the algorithm that all have in common."""
+        self.options = options or self.Options()
+        self.steps = steps
+        self.generator = np.random.default_rng([seed, 1])
+        self._torch_state = torch.Generator().manual_seed(seed).get_state()
+        self._centre = _uniform_ratio(env) if self.options.centred else None
+        return {
+            "policy": "MlpPolicy",
+            "env": env,
+            "learning_rate": self.options.actor_lr,
+            "buffer_size": max(self.options.replay, steps),
+            "learning_starts": self.options.warmup_episodes * steps,
+            "batch_size": self.options.batch_size,
+            "tau": self.options.tau,
+            "gamma": self.options.gamma,
+            "train_freq": (1, "episode"),
+            "gradient_steps": -1,
+            "replay_buffer_class": EpisodeReplayBuffer,
+            "replay_buffer_kwargs": {"seed": seed, "baseline_decay": self.options.baseline_decay},
+            "policy_kwargs": {
+                "net_arch": [self.options.hidden] * 2,
+                "optimizer_kwargs": {"fused": True},  # one kernel an update
+            },
+            "seed": seed,
+            "device": "cpu",
+        }
+
+    @abstractmethod
+    def explore(self, observation: Any) -> Array:
+        """Keep ratios (environments, 1) after the warm-up."""
+
+    @property
+    @abstractmethod
+    def mean_layer(self) -> torch.nn.Linear:
+        """The last layer of the actor, before its tanh."""
+
+    @property
+    def episodes(self) -> int:
+        count: int = self.options.episodes
+        return count
+
+    @property
+    def episodes_done(self) -> int:
+        return self.num_timesteps // self.steps
+
+    def phase_of(self, episode: int) -> str:
+        """warmup or explore; episodes count from 0."""
+        return "warmup" if episode < self.options.warmup_episodes else "explore"
+
+    def run(self, on_episode: Callable[[], None] | None = None) -> None:
+        """Walk the episodes that are left. ``on_episode`` is called after each, when its updates
+        are done.
+        """
+        left = self.options.episodes * self.steps - self.num_timesteps
+        if left > 0:
+            callback = _AfterEpisode(on_episode or (lambda: None))
+            self.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)
+
+    def best_ratio(self, observation: NDArray[np.float32]) -> float:
+        """The actor's keep ratio, without noise."""
+        action, _ = self.predict(observation, deterministic=True)
+        return float(action.item())
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        if self.phase_of(self.episodes_done) == "warmup":
+            ratio = self._warmup_ratio(n_envs)
+        else:
+            with self._own_random_numbers():
+                ratio = self.explore(self._last_obs)
+        action = ratio.astype(np.float32)
+        return action, self.policy.scale_action(action)
+
+    def _warmup_ratio(self, n_envs: int) -> Array:
+        shape = (n_envs, 1)
+        if self.options.warmup_spread is None:
+            return self.generator.uniform(0.0, 1.0, size=shape)
+        if self.num_timesteps % self.steps == 0:
+            self._warmup_centre = (
+                self.generator.uniform(0.0, 1.0, size=shape)
+                if self._centre is None
+                else np.full(shape, self._centre)
+            )
+        return truncated_normal(self._warmup_centre, self.options.warmup_spread, self.generator)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        with self._own_random_numbers():
+            super().train(gradient_steps, batch_size)
+            if self.options.imitate:
+                self._imitate(gradient_steps, batch_size)
+
+    def _imitate(self, gradient_steps: int, batch_size: int) -> None:
+        """Move the actor towards what was done in the best episodes, an update a transition."""
+        policy: Any = self.policy
+        for _ in range(gradient_steps):
+            best = self.replay_buffer.sample_best(self.options.imitate * self.steps, batch_size)
+            wanted = policy._predict(best.observations, deterministic=True)
+            loss = torch.nn.functional.mse_loss(wanted, best.actions)
+            policy.actor.optimizer.zero_grad()
+            loss.backward()
+            policy.actor.optimizer.step()
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        """Leave each optimiser its own rate."""
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        policy: Any = self.policy
+        for group in policy.critic.optimizer.param_groups:
+            group["lr"] = self.options.critic_lr
+        if self._centre is not None:
+            with torch.no_grad():
+                self.mean_layer.weight.mul_(0.1)
+                self.mean_layer.bias.fill_(float(np.arctanh(2 * self._centre - 1)))
+            if hasattr(policy, "actor_target"):
+                polyak_update(policy.actor.parameters(), policy.actor_target.parameters(), 1.0)
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Stable-Baselines3 draws from torch's global generator, others too: keep a state of our
+        own, so that a resumed search draws the same.
+        """
+        others = torch.get_rng_state()
+        torch.set_rng_state(self._torch_state)
+        try:
+            yield
+        finally:
+            self._torch_state = torch.get_rng_state()
+            torch.set_rng_state(others)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `load_state` needs to go on exactly: tensors and plain values, no pickled
+        objects.
+        """
+        modules, variables = self._get_torch_save_params()
+        generators = [self.generator, self.replay_buffer.generator]
+        return {
+            "modules": {name: _find(self, name).state_dict() for name in modules},
+            "variables": {name: _find(self, name).detach() for name in variables},
+            "replay": self.replay_buffer.state(),
+            "torch": self._torch_state,
+            "generators": json.dumps([generator.bit_generator.state for generator in generators]),
+            "counters": [self.num_timesteps, self._n_updates, self._episode_num],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`; the next episode starts from the environment's reset."""
+        for name, saved in state["modules"].items():
+            _find(self, name).load_state_dict(saved)
+        for name, saved in state["variables"].items():
+            _find(self, name).data.copy_(saved)
+        self.replay_buffer.load_state(state["replay"])
+        self._torch_state = state["torch"]
+        for generator, saved in zip(
+            (self.generator, self.replay_buffer.generator),
+            json.loads(state["generators"]),
+            strict=True,
+        ):
+            generator.bit_generator.state = saved
+        self.num_timesteps, self._n_updates, self._episode_num = state["counters"]
+        self._last_obs = None
+
+
+class _AfterEpisode(BaseCallback):
+    """Calls a function after the updates of each episode: before the next rollout starts, and at
+    the end.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__()
+        self._call = call
+        self._episodes = 0
+
+    def _on_rollout_start(self) -> None:
+        if self._episodes:
+            self._call()
+        self._episodes += 1
+
+    def _on_training_end(self) -> None:
+        self._call()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def truncated_normal(mean: Array, sigma: float, generator: np.random.Generator) -> Array:
+    """Normal around ``mean``, truncated (not clipped) to [0, 1]; ``mean`` itself where sigma has
+    all but vanished.
+    """
+    if sigma < 1e-6:
+        return np.clip(mean, 0.0, 1.0)
+    drawn = truncnorm.rvs(
+        (0 - mean) / sigma, (1 - mean) / sigma, loc=mean, scale=sigma, random_state=generator
+    )
+    return np.asarray(drawn, dtype=np.float64).reshape(mean.shape)
+
+
+def _uniform_ratio(env: gymnasium.Env[Any, Any]) -> float:
+    """The mean keep ratio of the uniform strategy at the environment's budget, inside (0, 1)."""
+    space, uniform = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds").uniform()
+    ratios = [space.encode(decision, uniform[decision.name]) for decision in space.decisions]
+    return float(np.clip(np.mean(ratios), 0.01, 0.99))
+
+
+def _find(root: Any, path: str) -> Any:
+    """An attribute by its dotted path."""
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root

@@ -1,0 +1,175 @@
+"""Search algorithms that propose whole strategies, batch by batch, and learn from their rewards.
+
+What such an agent proposes follows from its seed and the rewards so far, and from nothing else: so
+a resumed one need only be told the rewards again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from amc.spaces.base import CompressionSpace, Strategy
+from amc.spaces.bounding import Bounds
+
+Ratios = NDArray[np.float64]
+
+
+class NoOptions(BaseModel):
+    """It has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EpisodeOptions(BaseModel):
+    """Options of an agent that takes as many episodes as it is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    episodes: int = Field(400, ge=1, description="episodes of the search")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One episode that is over."""
+
+    ratios: Ratios  # executed keep ratios (steps,), which bounding may have lowered
+    reward: float
+
+
+class ProposingAgent(ABC):
+    """Proposes keep ratios for all decisions at once; the environment bounds and measures them.
+
+    A new one defines `propose`, which may use ``walks``, ``generator`` and what it derived from
+    them in earlier calls, nothing else.
+    """
+
+    Options: ClassVar[type[BaseModel]] = EpisodeOptions
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        steps: int,
+        options: Any = None,
+        seed: int = 0,
+    ) -> None:
+        """An agent for episodes of ``steps`` decisions in ``env``, whose action is one keep ratio
+        in [0, 1].
+        """
+        self.env, self.steps = env, steps
+        self.space: CompressionSpace = env.get_wrapper_attr("space")
+        self.bounds: Bounds = env.get_wrapper_attr("bounds")
+        self.options = options or self.Options()
+        self.generator = np.random.default_rng([seed, 1])
+        self.walks: list[Walk] = []
+        self._waiting: list[Ratios] = []
+
+    @abstractmethod
+    def propose(self) -> Sequence[Ratios]:
+        """The next proposals, (steps,) each; called when all before them have been walked. None:
+        the search is over.
+        """
+
+    @property
+    def episodes(self) -> int:
+        """How many there will be, at most."""
+        count: int = self.options.episodes
+        return count
+
+    @property
+    def episodes_done(self) -> int:
+        return len(self.walks)
+
+    def phase_of(self, episode: int) -> str:
+        """What the journal calls an episode; they count from 0."""
+        return "explore"
+
+    def set_env(self, env: gymnasium.Env[Any, Any]) -> None:
+        self.env = env
+
+    def run(self, on_episode: Callable[[], None] | None = None) -> None:
+        """Walk the episodes that are left. ``on_episode`` is called after each."""
+        while (wanted := self._next()) is not None:
+            self.walks.append(self._walk(wanted))
+            if on_episode is not None:
+                on_episode()
+
+    def _next(self) -> Ratios | None:
+        if self.episodes_done >= self.episodes:
+            return None
+        if not self._waiting:
+            self._waiting = list(self.propose())
+        return self._waiting.pop(0) if self._waiting else None
+
+    def _walk(self, wanted: Ratios) -> Walk:
+        self.env.reset()
+        for ratio in wanted:
+            _, reward, _, _, info = self.env.step(np.array([ratio], np.float32))
+        return Walk(np.array(info["executed_ratios"]), float(reward))
+
+    def scaled(self, ratios: Ratios) -> Ratios:
+        """Keep ratios (steps,) times a common factor, as large as the budget allows: legal ones."""
+        names = [decision.name for decision in self.space.decisions]
+        strategy = self.bounds.scaled(dict(zip(names, ratios.tolist(), strict=True)))
+        return self.encoded(strategy)
+
+    def encoded(self, strategy: Strategy) -> Ratios:
+        """The keep ratios (steps,) of a strategy."""
+        return np.array([self.space.encode(d, strategy[d.name]) for d in self.space.decisions])
+
+    def best(self, count: int = 1) -> list[Walk]:
+        """The walks with the highest rewards, the best first, the earlier of equals."""
+        return sorted(self.walks, key=lambda walk: -walk.reward)[:count]
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs to go on."""
+        return {
+            "counters": [self.episodes_done * self.steps],
+            "ratios": torch.tensor(np.array([walk.ratios for walk in self.walks])),
+            "rewards": torch.tensor([walk.reward for walk in self.walks], dtype=torch.float64),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`, in a new agent: proposes again what was walked already."""
+        for ratios, reward in zip(state["ratios"], state["rewards"].tolist(), strict=True):
+            self._next()
+            self.walks.append(Walk(ratios.numpy(), reward))
+
+
+class OneShotAgent(ProposingAgent):
+    """Walks a few strategies that follow from the space alone, just as they are."""
+
+    Options = NoOptions
+    exact = True  # no scaling to the budget: `amc.search` sees to it
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        steps: int,
+        options: Any = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(env, steps, options, seed)
+        self._proposals = self.proposals()
+
+    @abstractmethod
+    def proposals(self) -> dict[str, Ratios]:
+        """Phase -> keep ratios (steps,)."""
+
+    @property
+    def episodes(self) -> int:
+        return len(self._proposals)
+
+    def phase_of(self, episode: int) -> str:
+        return list(self._proposals)[episode]
+
+    def propose(self) -> list[Ratios]:
+        return list(self._proposals.values())

@@ -1,0 +1,60 @@
+"""Tree-structured Parzen estimators (Bergstra et al., NeurIPS 2011), by optuna."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gymnasium
+import numpy as np
+import optuna
+from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState, create_trial
+from pydantic import Field
+
+SMALLEST = 0.01  # a keep ratio: 0 cannot be scaled
+
+optuna.logging.set_verbosity(logging.WARNING)
+
+
+class TPEOptions(EpisodeOptions):
+    """The options of the agent."""
+
+    startup: int = Field(30, ge=1, description="episodes with random keep ratios to begin with")
+
+
+class TPEAgent(ProposingAgent):
+    """Optuna's sampler proposes; the strategy is scaled to be as large as the budget allows, and
+    the sampler is told what was executed.
+    """
+
+    Options = TPEOptions
+    options: TPEOptions
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        steps: int,
+        options: TPEOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(env, steps, options, seed)
+        sampler = TPESampler(n_startup_trials=self.options.startup, seed=seed, multivariate=True)
+        self._study = optuna.create_study(sampler=sampler, direction="maximize")
+        self._ranges: dict[str, BaseDistribution] = {
+            str(step): FloatDistribution(SMALLEST, 1.0) for step in range(steps)
+        }
+        self._told = 0
+
+    def propose(self) -> list[Ratios]:
+        for walk in self.walks[self._told :]:
+            executed = {name: walk.ratios[int(name)].item() for name in self._ranges}
+            self._study.add_trial(
+                create_trial(params=executed, distributions=self._ranges, value=walk.reward)
+            )
+        self._told = len(self.walks)
+        trial = self._study.ask(self._ranges)
+        self._study.tell(trial, state=TrialState.FAIL)  # what counts is what will be executed
+        return [self.scaled(np.array([trial.params[name] for name in self._ranges]))]

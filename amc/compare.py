@@ -1,0 +1,225 @@
+"""Runs against each other: what each search algorithm had found after how many evaluations and
+seconds, over seeds.
+
+Only runs of one problem are compared: the same network, data, action space, budget and way of
+measuring. What is left to differ is the agent and the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from amc.errors import UserError, unknown
+from amc.evaluate.evaluator import Outcome
+from amc.run import Run
+
+Measure = Literal["search_accuracy", "reward"]
+Values = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one run would have delivered, evaluation by evaluation."""
+
+    label: str
+    seed: int
+    best: Values  # (evaluations,): of the best strategy so far
+    seconds: Values  # (evaluations,): passed by then
+
+    @classmethod
+    def of(cls, run: Run, label: str, measure: Measure) -> Curve:
+        """The best is the one with the highest reward among those measured on all images.
+
+        Raises:
+            UserError: the run has no episode yet.
+        """
+        lines = run.lines()
+        if not lines:
+            raise UserError(f"{str(run.path)!r} has no episode yet")
+        best, leader = [], -np.inf
+        for line in lines:
+            if Outcome.from_line(line).can_be_best and line["reward"] > leader:
+                leader, value = line["reward"], float(line[measure])
+            best.append(value)
+        took = [line["seconds"] + line["profile"].get("agent", 0.0) for line in lines]
+        return cls(label, run.config.seed, np.array(best), np.cumsum(took))
+
+    def evaluations_to(self, value: float) -> int | None:
+        """The first evaluation, counted from 1, whose best is at least ``value``."""
+        reached = np.flatnonzero(self.best >= value)
+        return int(reached[0]) + 1 if len(reached) else None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One algorithm over its seeds."""
+
+    label: str
+    seeds: int
+    evaluations: int  # the fewest of its runs
+    mean: float
+    low: float  # of the 95% interval of the mean (Student's t); of one seed there is none
+    high: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two algorithms against each other, by what their runs found in the end."""
+
+    first: str
+    second: str
+    difference: float  # of the means, first - second
+    effect: float  # Cliff's delta in [-1, 1]: how much more often a run of the first is better
+    p: float  # Wilcoxon's rank sum (Mann-Whitney), exact, two-sided
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `amc compare` shows."""
+
+    measure: Measure
+    curves: tuple[Curve, ...]
+    baseline: float | None  # of the untouched network
+
+    @property
+    def by_label(self) -> dict[str, list[Curve]]:
+        """Algorithm -> its curves; the best first."""
+        found: dict[str, list[Curve]] = {}
+        for curve in self.curves:
+            found.setdefault(curve.label, []).append(curve)
+        order = sorted(found, key=lambda label: -np.mean([c.best[-1] for c in found[label]]))
+        return {label: found[label] for label in order}
+
+    def standings(self) -> list[Standing]:
+        """The best first."""
+        return [_standing(label, curves) for label, curves in self.by_label.items()]
+
+    def pairs(self) -> list[Pair]:
+        """Every two algorithms, the better first."""
+        return [_pair(*first, *second) for first, second in combinations(self.by_label.items(), 2)]
+
+
+def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -> Comparison:
+    """Read runs.
+
+    Args:
+        paths: run directories.
+        measure: what is compared of the best strategy, which has the highest reward.
+
+    Raises:
+        UserError: one is not a run, or two are not of the same problem.
+    """
+    runs = [Run.open(Path(path)) for path in paths]
+    problems = [_problem(run) for run in runs]
+    for run, problem in zip(runs, problems, strict=True):
+        for key, value in problem.items():
+            if value != problems[0][key]:
+                raise UserError(
+                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({value!r} and "
+                    f"{problems[0][key]!r}): only the agent and the seed may"
+                )
+    labels = _labels([_way_of(run) for run in runs])
+    curves = [Curve.of(run, label, measure) for run, label in zip(runs, labels, strict=True)]
+    baseline = None
+    if measure == "search_accuracy" and (runs[0].path / "best.json").is_file():
+        baseline = float(runs[0].best["baseline"]["search_accuracy"])
+    return Comparison(measure, tuple(curves), baseline)
+
+
+def measure_of(name: str) -> Measure:
+    """A measure by its name.
+
+    Raises:
+        UserError: there is no such measure.
+    """
+    if name not in get_args(Measure):
+        raise unknown("measure", name, get_args(Measure))
+    return cast(Measure, name)
+
+
+def interval(values: Values) -> tuple[Values, Values, Values]:
+    """Mean and its 95% interval over the first axis (runs); of one run the interval is nan."""
+    mean = values.mean(axis=0)
+    if len(values) < 2:
+        nothing = np.full_like(mean, np.nan)
+        return mean, nothing, nothing
+    error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
+    return mean, mean - half, mean + half
+
+
+def _standing(label: str, curves: Sequence[Curve]) -> Standing:
+    mean, low, high = interval(np.array([[curve.best[-1]] for curve in curves]))
+    evaluations = min(len(curve.best) for curve in curves)
+    seconds = float(np.mean([curve.seconds[-1] for curve in curves]))
+    ends = mean.item(), low.item(), high.item()
+    return Standing(label, len(curves), evaluations, *ends, seconds)
+
+
+def _pair(first: str, ours: Sequence[Curve], second: str, theirs: Sequence[Curve]) -> Pair:
+    a, b = (np.array([curve.best[-1] for curve in curves]) for curves in (ours, theirs))
+    effect = float(np.sign(a[:, None] - b[None]).mean())
+    test = stats.mannwhitneyu(a, b, alternative="two-sided", method="auto")
+    return Pair(first, second, float(a.mean() - b.mean()), effect, float(test.pvalue))
+
+
+def _way_of(run: Run) -> dict[str, Any]:
+    """What may differ, but for the seed: the agent, and whether it uses the whole budget."""
+    return {**run.config.agent, "budget.fill": run.config.budget.fill}
+
+
+def _problem(run: Run) -> dict[str, Any]:
+    """What must be the same in all runs."""
+    config = run.config.model_dump()
+    for key in ("agent", "seed", "data_dir", "weights_dir"):
+        del config[key]
+    del config["budget"]["fill"]
+    layers = (run.path / "layers.csv").read_text(encoding="utf-8")
+    return {**config, "layers.csv": layers}  # a network that was given from Python has no name
+
+
+def _labels(agents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The agent's name, with the options in which agents of that name differ."""
+    labels = []
+    for agent in agents:
+        alike = [other for other in agents if other["name"] == agent["name"]]
+        differing = [
+            f"{key}={value}"
+            for key, value in agent.items()
+            if any(other.get(key) != value for other in alike)
+        ]
+        labels.append(" ".join([agent["name"], *differing]))
+    return labels
+
+
+def tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Name -> table: curves (a row an evaluation), standings, pairs."""
+    curves = [
+        pd.DataFrame(
+            {
+                "agent": curve.label,
+                "seed": curve.seed,
+                "evaluation": np.arange(len(curve.best)) + 1,
+                "seconds": curve.seconds.round(3),
+                comparison.measure: curve.best,
+            }
+        )
+        for curve in comparison.curves
+    ]
+    return {
+        "curves": pd.concat(curves),
+        "standings": pd.DataFrame(comparison.standings()),
+        "pairs": pd.DataFrame(comparison.pairs()),
+    }
