@@ -25,8 +25,7 @@ class DDPNASOptions(EpisodeOptions):
 
 
 class DDPNASAgent(ProposingAgent):
-    """Samples every decision's choice from its own distribution, and scales the strategy to be as
-    large as the budget allows.
+    """Samples every decision's choice from its own distribution.
 
     After an epoch the probability of a choice grows with the advantage (the rank of the reward in
     the epoch, from -1 to 1) of the strategies that executed it. At equal intervals so many of the
@@ -64,7 +63,7 @@ class DDPNASAgent(ProposingAgent):
 
     def _sample(self) -> Ratios:
         pairs = zip(self._ratios, self.probabilities(), strict=True)
-        return self.scaled(np.array([self.generator.choice(ratios, p=p) for ratios, p in pairs]))
+        return np.array([self.generator.choice(ratios, p=p) for ratios, p in pairs])
 
     def _update(self) -> None:
         last = self.walks[-self.options.epoch :]

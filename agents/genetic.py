@@ -12,8 +12,6 @@ import numpy as np
 from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
 from pydantic import Field
 
-SMALLEST = 0.01  # a relative keep ratio
-
 
 class GeneticOptions(EpisodeOptions):
     """The options of the agent."""
@@ -30,7 +28,7 @@ class GeneticOptions(EpisodeOptions):
         0.25, gt=0, description="standard deviation of a change, in the logarithm of the keep ratio"
     )
     screened: int = Field(
-        4,
+        2,
         ge=1,
         description="children that are estimated for each that is measured, where the space can "
         "estimate its layers' errors; 1 measures all",
@@ -85,21 +83,22 @@ class GeneticAgent(ProposingAgent):
 
     def _parent(self, uniform: Ratios) -> Ratios:
         """One of the population, or two of it crossed; the better the likelier."""
-        population = [walk.ratios for walk in self.best(self.options.population)] or [uniform]
+        best = [walk.ratios for walk in self.best(self.options.population)]
+        population = best or [uniform]
         weights = np.arange(len(population), 0, -1, dtype=np.float64)
         first, second = self.generator.choice(
             len(population), 2, p=weights / weights.sum()
         ).tolist()
         if self.generator.random() >= self.options.crossover:
-            return population[first]
+            return population[int(first)]
         mask = self.generator.random(self.steps) < 0.5
-        return np.where(mask, population[first], population[second])
+        return np.asarray(np.where(mask, population[first], population[second]))
 
     def _mutated(self, ratios: Ratios) -> Ratios:
         changed = self.generator.random(self.steps) < self.options.mutation
         changed[self.generator.integers(self.steps)] = True
         noise = self.generator.normal(0.0, self.options.spread, self.steps)
-        return np.clip(ratios * np.exp(changed * noise), SMALLEST, 1.0)
+        return np.asarray(np.clip(ratios * np.exp(changed * noise), 0.0, 1.0))
 
     def _estimate(self, ratios: Ratios) -> float:
         """The sum of the layers' errors."""

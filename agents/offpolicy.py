@@ -140,7 +140,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         left = self.options.episodes * self.steps - self.num_timesteps
         if left > 0:
             callback = _AfterEpisode(on_episode or (lambda: None))
-            self.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)
+            self.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
 
     def best_ratio(self, observation: NDArray[np.float32]) -> float:
         """The actor's keep ratio, without noise."""

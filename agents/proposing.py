@@ -53,6 +53,7 @@ class ProposingAgent(ABC):
     """
 
     Options: ClassVar[type[BaseModel]] = EpisodeOptions
+    options: Any
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class ProposingAgent(ABC):
 class OneShotAgent(ProposingAgent):
     """Walks a few strategies that follow from the space alone, just as they are."""
 
-    Options = NoOptions
+    Options: ClassVar[type[BaseModel]] = NoOptions
     exact = True  # no scaling to the budget: `amc.search` sees to it
 
     def __init__(

@@ -84,7 +84,8 @@ class EpisodeReplayBuffer(ReplayBuffer):
         """A keep ratio as Stable-Baselines3 stores it: scaled to [-1, 1]."""
         assert isinstance(self.action_space, spaces.Box)
         low, high = self.action_space.low, self.action_space.high
-        return (2 * (np.array([[ratio]], np.float32) - low) / (high - low) - 1).astype(np.float32)
+        scaled = 2 * (np.array([[ratio]], np.float32) - low) / (high - low) - 1
+        return np.asarray(scaled, np.float32)
 
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
         samples = self._get_samples(self.generator.integers(0, self.size(), size=batch_size))

@@ -14,8 +14,6 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 from pydantic import Field
 
-SMALLEST = 0.01  # a keep ratio: 0 cannot be scaled
-
 optuna.logging.set_verbosity(logging.WARNING)
 
 
@@ -26,9 +24,7 @@ class TPEOptions(EpisodeOptions):
 
 
 class TPEAgent(ProposingAgent):
-    """Optuna's sampler proposes; the strategy is scaled to be as large as the budget allows, and
-    the sampler is told what was executed.
-    """
+    """Optuna's sampler proposes, and is told what was executed within the budget."""
 
     Options = TPEOptions
     options: TPEOptions
@@ -44,7 +40,7 @@ class TPEAgent(ProposingAgent):
         sampler = TPESampler(n_startup_trials=self.options.startup, seed=seed, multivariate=True)
         self._study = optuna.create_study(sampler=sampler, direction="maximize")
         self._ranges: dict[str, BaseDistribution] = {
-            str(step): FloatDistribution(SMALLEST, 1.0) for step in range(steps)
+            str(step): FloatDistribution(0.0, 1.0) for step in range(steps)
         }
         self._told = 0
 
@@ -57,4 +53,4 @@ class TPEAgent(ProposingAgent):
         self._told = len(self.walks)
         trial = self._study.ask(self._ranges)
         self._study.tell(trial, state=TrialState.FAIL)  # what counts is what will be executed
-        return [self.scaled(np.array([trial.params[name] for name in self._ranges]))]
+        return [np.array([trial.params[name] for name in self._ranges])]

@@ -179,8 +179,10 @@ def compare(
     _print(tables.standings(found), summary, as_json)
     if not as_json:
         out.print(
-            "effect: Cliff's delta against each (+1: every run is better); p: Wilcoxon's rank sum",
+            "±: 95% interval of the mean; behind: the first, by seed; effect: Cliff's delta (+1: "
+            "every run of the first is better); p: Wilcoxon's rank sum",
             highlight=False,
+            soft_wrap=True,
         )
         out.print(f"written to [bold]{to}[/] (compare.png shows the curves)", highlight=False)
 

@@ -81,6 +81,8 @@ class Pair:
     first: str
     second: str
     difference: float  # of the means, first - second
+    low: float  # of its 95% interval, seed by seed where both have two or more (else nan)
+    high: float
     effect: float  # Cliff's delta in [-1, 1]: how much more often a run of the first is better
     p: float  # Wilcoxon's rank sum (Mann-Whitney), exact, two-sided
 
@@ -170,9 +172,14 @@ def _standing(label: str, curves: Sequence[Curve]) -> Standing:
 
 def _pair(first: str, ours: Sequence[Curve], second: str, theirs: Sequence[Curve]) -> Pair:
     a, b = (np.array([curve.best[-1] for curve in curves]) for curves in (ours, theirs))
+    by_seed = [{curve.seed: curve.best[-1] for curve in curves} for curves in (ours, theirs)]
+    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+    paired = np.array([[by_seed[0][seed] - by_seed[1][seed]] for seed in shared] or [[np.nan]])
+    _, low, high = (ends.item() for ends in interval(paired))
     effect = float(np.sign(a[:, None] - b[None]).mean())
     test = stats.mannwhitneyu(a, b, alternative="two-sided", method="auto")
-    return Pair(first, second, float(a.mean() - b.mean()), effect, float(test.pvalue))
+    difference = float(a.mean() - b.mean())
+    return Pair(first, second, difference, low, high, effect, float(test.pvalue))
 
 
 def _way_of(run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -81,21 +82,26 @@ def fidelity(profile: DeviceProfile) -> Table:
 
 
 def standings(comparison: Comparison) -> Table:
-    """Every algorithm over its seeds, and against the best one."""
-    as_percent = comparison.measure == "search_accuracy"
+    """Every algorithm over its seeds, and how far it is behind the best one."""
+    rows = comparison.standings()
+    pairs = {pair.second: pair for pair in comparison.pairs() if pair.first == rows[0].label}
+    scale = 100 if comparison.measure == "search_accuracy" else 1
+    what = "accuracy (%)" if scale == 100 else comparison.measure
+    digits = 2 if scale == 100 else 4
+
+    def text(mean: float, low: float, high: float) -> str:
+        interval = "" if math.isnan(low) else f" ± {scale * (high - low) / 2:.{digits}f}"
+        return f"{scale * mean:.{digits}f}{interval}"
+
     shown = Table()
-    shown.add_column("agent", overflow="fold", min_width=10)
-    what = "search accuracy" if as_percent else comparison.measure
-    best = comparison.standings()[0].label
-    pairs = {pair.second: pair for pair in comparison.pairs() if pair.first == best}
-    columns = "seeds", "evaluations", "seconds", what, "95% interval", f"effect of {best}", "p"
-    for column in columns:
+    shown.add_column("agent", overflow="fold", min_width=8)
+    for column in ("seeds", "evals", "seconds", what, "behind", "effect", "p"):
         shown.add_column(column, justify="right")
-    text = percent if as_percent else "{:.4f}".format
-    for row in comparison.standings():
-        bounds = f"{text(row.low)} to {text(row.high)}" if row.seeds > 1 else ""
-        pair = pairs.get(row.label)
-        against = (f"{pair.effect:+.2f}", f"{pair.p:.2f}") if pair else ("", "")
+    for row in rows:
+        against = ("", "", "")
+        if (pair := pairs.get(row.label)) is not None:
+            behind = text(pair.difference, pair.low, pair.high)
+            against = behind, f"{pair.effect:+.2f}", f"{pair.p:.2f}"
         counts = str(row.seeds), str(row.evaluations), f"{row.seconds:.0f}"
-        shown.add_row(row.label, *counts, text(row.mean), bounds, *against)
+        shown.add_row(row.label, *counts, text(row.mean, row.low, row.high), *against)
     return shown

@@ -32,9 +32,12 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     |-----|------------|-----|-----|
     | 0   | keep ratio | 0   | 1   |
 
-    The executed ratio is that of the largest legal choice which is not above the action and with
-    which the budget can still be met when all later decisions take their floor (AMC, Algorithm 1;
-    `amc.spaces.bounding`). `info["executed_ratio"]` tells it.
+    Where the budget is not to be filled, the executed ratio is that of the largest legal choice
+    which is not above the action and with which the budget can still be met when all later
+    decisions take their floor (AMC, Algorithm 1; `amc.spaces.bounding`). Where it is
+    (`Budget.fill`), the ratios of the whole episode are multiplied at its end by a common factor,
+    as large as the budget allows. `info["executed_ratio"]` tells the ratio of a step, as far as it
+    is known then; `info["executed_ratios"]`, after the last, those of the strategy.
 
     ## Observation Space
     A `Box(0, 1, (11,), float32)`: AMC's features, scaled over the decisions of the network.

@@ -11,7 +11,7 @@ import pytest
 from amc.evaluate.data import Dataset
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def digits() -> Dataset:
     """A small generated dataset: 8 x 8 images of three easy classes."""
     generator = np.random.default_rng(0)

@@ -19,23 +19,44 @@ from amc.evaluate.rewards import Score
 from amc.spaces.base import Strategy
 
 
-def make(name: str = "resnet20", ratio: float = 0.5) -> gymnasium.Env:
+def make(name: str = "resnet20", ratio: float = 0.5, fill: bool = False) -> gymnasium.Env:
     space = zoo_space(name)
 
     def measure(strategy: Strategy) -> Outcome:
         cost = space.cost(strategy)
         return Outcome(dict(strategy), (), Score(0.5, 1.0, 0.0), cost, -0.5, True, 0.0)
 
-    return gymnasium.make(
-        ENV_ID, space=space, budget=Budget.of("macs", space.cost({}), ratio=ratio), evaluate=measure
-    )
+    budget = Budget.of("macs", space.cost({}), ratio=ratio, fill=fill)
+    return gymnasium.make(ENV_ID, space=space, budget=budget, evaluate=measure)
 
 
-def test_conforms_to_gymnasium_and_stable_baselines3() -> None:
+@pytest.mark.parametrize("fill", [False, True])
+def test_conforms_to_gymnasium_and_stable_baselines3(fill: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_env(make().unwrapped, skip_render_check=True)
-        sb3_check_env(make())
+        check_env(make(fill=fill).unwrapped, skip_render_check=True)
+        sb3_check_env(make(fill=fill))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "plain20", "mobilenet_v1"])
+@pytest.mark.parametrize("actions", ["small", "large", "zero", "random"])
+def test_a_budget_that_is_filled(name: str, actions: str) -> None:
+    """Law 2 with scaling: within budget, and no single step more would be."""
+    env, space = make(name, fill=True), zoo_space(name)
+    rng = np.random.default_rng(0)
+    env.reset()
+    for _ in space.decisions:
+        fixed = {"small": 0.3, "large": 1.0, "zero": 0.0, "random": rng.random()}
+        *_, info = env.step(np.array([fixed[actions]], np.float32))
+    strategy, budget = info["outcome"].strategy, env.get_wrapper_attr("bounds").budget
+    assert budget.allows(space.cost(strategy))
+    for decision in space.decisions:
+        larger = [choice for choice in decision.choices if choice > strategy[decision.name]]
+        assert not larger or not budget.allows(space.cost({**strategy, decision.name: larger[0]}))
+    ratios = [space.encode(d, strategy[d.name]) for d in space.decisions]
+    assert info["executed_ratios"] == ratios
+    if actions != "random":
+        assert strategy == env.get_wrapper_attr("bounds").uniform(), "equal ratios are uniform"
 
 
 def test_an_episode() -> None:
@@ -53,6 +74,9 @@ def test_an_episode() -> None:
         assert not truncated and terminated == (index == len(decisions) - 1)
         assert reward == (-0.5 if terminated else 0)
     outcome = info["outcome"]
+    assert info["executed_ratios"] == [
+        zoo_space("resnet20").encode(d, outcome.strategy[d.name]) for d in decisions
+    ]
     assert list(outcome.strategy) == [decision.name for decision in decisions]
     assert outcome.cost.macs <= 0.5 * zoo_space("resnet20").cost({}).macs
 

@@ -22,6 +22,7 @@ from amc.cost.budget import Budget
 from amc.spaces.base import CompressionSpace, Decision, Strategy
 
 DOMINATED = 0.01  # of what a decision can save at all
+SMALLEST = 1e-3  # a keep ratio that is scaled: one of 0 would stay 0
 _PASSES = 3
 
 
@@ -85,8 +86,9 @@ class Bounds:
         rounding leaves over goes to single steps, in order.
 
         Args:
-            ratios: decision -> keep ratio, above 0.
+            ratios: decision -> keep ratio; as of `SMALLEST`, where it is less.
         """
+        ratios = {name: max(ratio, SMALLEST) for name, ratio in ratios.items()}
         steps = {step / ratios[name] for name, d in self.decisions.items() for step in d.ratios}
         factors = sorted(steps)
         index = self.budget.largest_feasible(
