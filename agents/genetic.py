@@ -16,7 +16,7 @@ from pydantic import Field
 class GeneticOptions(EpisodeOptions):
     """The options of the agent."""
 
-    population: int = Field(20, ge=2, description="strategies that can be parents")
+    population: int = Field(10, ge=2, description="strategies that can be parents")
     children: int = Field(10, ge=1, description="strategies that are measured in a generation")
     crossover: float = Field(
         0.5, ge=0, le=1, description="how often a child has two parents rather than one"
@@ -25,7 +25,7 @@ class GeneticOptions(EpisodeOptions):
         0.3, gt=0, le=1, description="how often a keep ratio of a child is changed"
     )
     spread: float = Field(
-        0.25, gt=0, description="standard deviation of a change, in the logarithm of the keep ratio"
+        0.5, gt=0, description="standard deviation of a change, in the logarithm of the keep ratio"
     )
     screened: int = Field(
         2,

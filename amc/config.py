@@ -114,7 +114,7 @@ class Config(Section):
         default_factory=EvaluateConfig, description="how a strategy is measured"
     )
     agent: dict[str, Any] = Field(
-        default_factory=lambda: {"name": "ddpg"}, description="the search algorithm and its options"
+        default_factory=lambda: {"name": "td3"}, description="the search algorithm and its options"
     )
     train: TrainConfig | None = Field(None, description="train the base network first")
     heldout: str | None = Field(

@@ -29,7 +29,7 @@ from amc.evaluate.evaluator import Outcome
 from amc.evaluate.rewards import Score
 from amc.network.layers import LayerSpec, LayerTable
 
-SCHEMA = 1
+SCHEMA = 2  # 1: searches of version 0.1
 CHECKPOINT = "agent.pt"
 
 

@@ -36,7 +36,7 @@ from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.report import plot_search
-from amc.run import Run, processor, write_bytes
+from amc.run import SCHEMA, Run, processor, write_bytes
 
 # The base network's weights, kept in the run where they come from no file.
 BASE = "base.safetensors"
@@ -109,8 +109,14 @@ def resume(
     """Go on with a run. Its journal will be what it would have been without the stop.
 
     Raises:
-        UserError: the folder is not a run, its config was changed, or its journal is damaged.
+        UserError: the folder is not a run, its config was changed, its journal is damaged, or an
+            earlier version began it.
     """
+    if Run.open(Path(path)).provenance["schema"] != SCHEMA:
+        raise UserError(
+            f"{str(path)!r} was begun by an earlier version, whose searches cannot be gone on with: "
+            f"evaluate or export it as it is, or start again with `amc search {path}/config.yaml`"
+        )
     run, problem = open_problem(path, model, dataset, report)
     return _continue(run, problem, report)
 

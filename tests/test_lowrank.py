@@ -266,3 +266,23 @@ def test_another_plug_in_starts_from_its_own_defaults() -> None:
         "cifar10_resnet56_channel_macs50", ["space.name=lowrank", "space.round_to=4"]
     )
     assert config.space["round_to"] == 4 and config.space["min_ratio"] == 0.0
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_layer_errors_fall_to_nothing(kind: str) -> None:
+    space = zoo_space(kind, "resnet20")
+    estimates = {d.name: space.layer_errors(d) for d in space.decisions}
+    for decision in space.decisions:
+        errors = estimates[decision.name]
+        if kind == "mixed" and decision.kind == "channels":
+            assert errors is None, "without calibration images there is no estimate"
+            continue
+        assert errors is not None and len(errors) == len(decision.choices) and errors[-1] == 0
+        assert all(a >= b - 1e-9 for a, b in pairwise(errors))
+    lowrank = space if isinstance(space, LowRankSpace) else space.factors
+    decision = next(d for d in lowrank.decisions if lowrank._methods[d.layers[0]] == "svd")
+    (matrix,) = lowrank.unfoldings(decision.name)
+    values = torch.linalg.svdvals(matrix).square()
+    rank = decision.choices[0]
+    expected = float(values[rank:].sum() / values.sum())
+    assert estimates[decision.name][0] == pytest.approx(expected, rel=1e-6)

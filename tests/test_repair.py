@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -187,6 +189,31 @@ def test_reconstruction_criterion_keeps_what_cannot_be_made_good() -> None:
         1,
         2,
     )  # L1 keeps both copies
+
+
+def test_layer_errors_are_what_least_squares_leaves_over() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(384, 4),
+    )
+    space = calibrated("independent", model, (3, 8, 8))
+    decision = next(d for d in space.decisions if d.name == "0")
+    errors = space.layer_errors(decision)
+    assert errors is not None and errors[-1] == 0
+    assert all(a >= b for a, b in pairwise(errors))
+    assert space.calibration is not None
+    with torch.no_grad():
+        x = Sampler(200).inputs("2", model[2], torch.relu(model[0](space.calibration))).double()
+    x = x - x.mean(0)
+    y = x @ model[2].weight.detach().permute(0, 2, 3, 1).flatten(1).T.double()
+    for choice, error in zip(decision.choices, errors, strict=True):
+        gone = space.cuts({"0": choice}).get("2", {"in": []})["in"]
+        keep = [8 * spot + c for spot in range(9) for c in range(8) if c not in gone]
+        rest = y - x[:, keep] @ torch.linalg.lstsq(x[:, keep], y).solution
+        assert error == pytest.approx(float(rest.square().sum() / y.square().sum()), abs=2e-3)
 
 
 def test_gram_matrix_is_the_second_moment() -> None:

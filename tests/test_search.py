@@ -388,3 +388,11 @@ def test_memorised_images_are_noticed(digits: Dataset, tmp_path: Path) -> None:
     train(model, digits, np.arange(len(digits.train.labels)), settings)
     result = search(config_of("agent.episodes=1"), model=model, dataset=digits, out=tmp_path)
     assert "trained on them" in result.run.provenance["warning"]
+
+
+def test_a_run_of_an_earlier_version_is_not_gone_on_with(digits: Dataset, tmp_path: Path) -> None:
+    run = search(config_of(), model=Mine(), dataset=digits, out=tmp_path).run
+    run.update_provenance(schema=1)
+    with pytest.raises(UserError, match="earlier version"):
+        resume(run.path, model=Mine(), dataset=digits)
+    assert 0 <= evaluate(run.path, model=Mine(), dataset=digits)["search_accuracy"] <= 1

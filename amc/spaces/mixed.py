@@ -26,7 +26,7 @@ from amc.surgery.cut import Cuts, cut
 class MixedOptions(LowRankOptions, ChannelOptions):
     """The options of the channel space and of the low-rank space."""
 
-    min_ratio: float = Field(0.2, ge=0, le=1, description="the smallest keep ratio of a decision")
+    min_ratio: float = Field(0.2, gt=0, le=1, description="the smallest keep ratio of a decision")
     repair: Literal["none", "sequential"] = Field(
         "sequential", description="one sweep of least squares through channels and factors"
     )

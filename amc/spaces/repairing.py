@@ -28,7 +28,7 @@ class RepairOptions(Options):
     """The options that these spaces share."""
 
     round_to: int = Field(1, ge=1, description="channels kept, and ranks, are multiples of this")
-    min_ratio: float = Field(0.2, ge=0, le=1, description="the smallest keep ratio of a decision")
+    min_ratio: float = Field(0.2, gt=0, le=1, description="the smallest keep ratio of a decision")
     repair: Literal["none", "independent", "sequential"] = Field(
         "sequential",
         description="least squares after the surgery; sequential uses the inputs of the network "

@@ -13,6 +13,7 @@ bias. `factorise` takes the factors from the weights alone, `amc.surgery.refit` 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -131,11 +132,8 @@ def affordable(layer: LayerSpec, method: Method, ranks: Ranks, step: int = 1) ->
 
 def _break_even(whole: int, step: int, saves: Callable[[int], bool]) -> int:
     """The largest multiple of ``step`` below ``whole`` that saves; 0 where none does."""
-    low, high = 0, (whole - 1) // step
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if saves(middle * step) else (low, middle - 1)
-    return low * step
+    multiples = range(step, whole, step)
+    return step * bisect_left(multiples, True, key=lambda rank: not saves(rank))
 
 
 def _saves(new: tuple[LayerSpec, ...], old: tuple[LayerSpec, ...]) -> bool:

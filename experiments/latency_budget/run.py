@@ -48,6 +48,16 @@ SEARCHES = {
 }
 QUICK = ["evaluate.racing=0.9", "evaluate.images=2000", "evaluate.calibration_images=500"]
 MOBILENET = "torchvision:mobilenet_v2"
+THEN = {  # the agent's options; the presets have another agent now (experiments/agents)
+    "warmup_episodes": 100,
+    "warmup_spread": None,
+    "centred": False,
+    "sigma": 0.5,
+    "sigma_decay": 0.99,
+    "actor_lr": 1e-4,
+    "imitate": 0,
+    "episodes": 400,
+}
 
 
 Key = tuple[str, float, int]  # metric, ratio, seed
@@ -55,7 +65,9 @@ Key = tuple[str, float, int]  # metric, ratio, seed
 
 def resnet56(metric: str, ratio: float, seed: int) -> dict[str, Any]:
     """The best strategy of a run, made or finished where it has to be."""
-    overrides = [f"budget.metric={metric}", f"budget.ratio={ratio}", f"seed={seed}", *QUICK]
+    agent = f"agent={json.dumps({'name': 'ddpg', **THEN})}"
+    own = [f"budget.metric={metric}", f"budget.ratio={ratio}", f"seed={seed}"]
+    overrides = [agent, "budget.fill=false", *own, *QUICK]
     config = load_config("cifar10_resnet56_channel_latency50", overrides)[1]
     name, report = f"resnet56_{metric}{100 * ratio:.0f}", ConsoleReport(Console(stderr=True))
     found = sorted((RUNS / name).glob(f"s{seed}-*"))
@@ -108,7 +120,7 @@ def mobilenet_v2(metric: str, ratio: float, seed: int) -> dict[str, Any]:
         return outcome
 
     env = gymnasium.make(ENV_ID, space=space, budget=budget, evaluate=evaluate)
-    options = DDPGAgent.Options(episodes=400, warmup_episodes=100, sigma_decay=0.99)
+    options = DDPGAgent.Options.model_validate(THEN)
     agent = DDPGAgent(env, len(space.decisions), options, seed)
     report = ConsoleReport(Console(stderr=True))
     agent.run(lambda: report(f"MobileNet-V2, {metric}", agent.episodes_done, options.episodes))

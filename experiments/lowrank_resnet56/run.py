@@ -52,6 +52,12 @@ SEED = 0
 FINETUNE = TrainConfig(epochs=1, lr=0.003)
 FINETUNE_IMAGES = 8_000  # 63 updates
 QUICK = ["evaluate.racing=0.9", "evaluate.images=2000", "evaluate.calibration_images=500"]
+AS_THEN = [  # the presets have another agent now (experiments/agents), and fill the budget
+    "budget.fill=false",
+    "agent={name: ddpg, warmup_episodes: 100, warmup_spread: null, centred: false, sigma: 0.5, "
+    "sigma_decay: 0.99, actor_lr: 1e-4, imitate: 0}",
+    "space.min_ratio=0.2",
+]
 NETWORKS: dict[str, list[str]] = {
     "resnet56": [
         *QUICK,
@@ -85,7 +91,9 @@ METHODS = [
 
 def config_of(network: str, method: str) -> Config:
     preset = f"cifar10_resnet56_{space_of(method)}_macs50"
-    return load_config(preset, [*NETWORKS[network], f"seed={SEED}"])[1]
+    mixed = ["agent.warmup_spread=0.15"] if space_of(method) == "mixed" else []
+    overrides = [*AS_THEN, *mixed, *NETWORKS[network], f"seed={SEED}"]
+    return load_config(preset, overrides)[1]
 
 
 def searched(network: str, method: str, report: ConsoleReport) -> Strategy:
@@ -111,8 +119,10 @@ def chosen(problem: Problem, network: str, method: str, report: ConsoleReport) -
     if method.startswith("agent"):
         return searched(network, method, report)
     env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=dict)
-    proposals = VBMFAgent(env, len(problem.space.decisions)).proposals
-    return proposals["vbmf_scaled" if method == "VBMF ranks" else "vbmf"]
+    proposals = VBMFAgent(env, len(problem.space.decisions)).proposals()
+    ratios = proposals["vbmf_scaled" if method == "VBMF ranks" else "vbmf"]
+    decisions = problem.space.decisions
+    return {d.name: problem.space.decode(d, r) for d, r in zip(decisions, ratios, strict=True)}
 
 
 def space_of(method: str) -> str:
