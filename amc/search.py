@@ -114,8 +114,9 @@ def resume(
     """
     if Run.open(Path(path)).provenance["schema"] != SCHEMA:
         raise UserError(
-            f"{str(path)!r} was begun by an earlier version, whose searches cannot be gone on with: "
-            f"evaluate or export it as it is, or start again with `amc search {path}/config.yaml`"
+            f"{str(path)!r} was begun by an earlier version, whose searches cannot be gone on "
+            "with: evaluate or export it as it is, or start again with "
+            f"`amc search {path}/config.yaml`"
         )
     run, problem = open_problem(path, model, dataset, report)
     return _continue(run, problem, report)
