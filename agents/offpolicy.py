@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -230,7 +230,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             "counters": [self.num_timesteps, self._n_updates, self._episode_num],
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`; the next episode starts from the environment's reset."""
         for name, saved in state["modules"].items():
             _find(self, name).load_state_dict(saved)

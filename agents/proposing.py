@@ -7,7 +7,7 @@ a resumed one need only be told the rewards again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -138,7 +138,7 @@ class ProposingAgent(ABC):
             "rewards": torch.tensor([walk.reward for walk in self.walks], dtype=torch.float64),
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`, in a new agent: proposes again what was walked already."""
         for ratios, reward in zip(state["ratios"], state["rewards"].tolist(), strict=True):
             self._next()

@@ -29,10 +29,15 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
     for phase in dict.fromkeys(line["phase"] for line in lines if line["phase"] != "uniform"):
         chosen = [line for line in lines if line["phase"] == phase]
-        x = [line["episode"] for line in chosen]
-        y = [100 * line["search_accuracy"] for line in chosen]
         color, label = _PHASES.get(phase, ("#2b6cb0", phase))
-        top.plot(x, y, ".", color=color, label=label, markersize=4)
+        for raced in (False, True):
+            own = [line for line in chosen if (line.get("stopped_after") is not None) == raced]
+            x = [line["episode"] for line in own]
+            y = [100 * line["search_accuracy"] for line in own]
+            name = f"{label}, stopped early: an estimate" if raced else label
+            alpha = 0.3 if raced else 1.0
+            if own:
+                top.plot(x, y, ".", color=color, label=name, markersize=4, alpha=alpha)
     walked = [line for line in lines if Outcome.from_line(line).can_be_best]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
     top.plot(

@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import nn
 
 from amc import __version__
+from amc.agents import Agent
 from amc.config import Config, load_config
 from amc.cost.device import DeviceProfile
 from amc.envs import ENV_ID
@@ -167,7 +168,7 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     budget = replace(problem.budget, fill=problem.budget.fill and not exact)
     env = gymnasium.make(ENV_ID, space=problem.space, budget=budget, evaluate=evaluator)
     recorder("uniform", evaluator(env.get_wrapper_attr("bounds").uniform()))
-    agent = agent_class(
+    agent: Agent = agent_class(
         env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
     )
     state = run.load_checkpoint()

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from amc.agents import Agent
 from amc.agents.ddpnas import DDPNASAgent, DDPNASOptions
 from amc.agents.genetic import GeneticAgent
 from amc.envs import ENV_ID
@@ -96,6 +97,7 @@ def best_of(name: str, seed: int, **options: Any) -> float:
     env, found = toy(), lookup("agent", name)
     steps = len(env.get_wrapper_attr("space").decisions)
     agent = found(env, steps, found.Options(episodes=150, **options), seed)
+    assert isinstance(agent, Agent)
     agent.run()
     assert len(env.rewards) <= 150
     return float(max(env.rewards))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from zoo import Pretended
+from zoo import Mine, Pretended, config_of
 
 from amc import cli
 from amc.config import parse_config
@@ -25,11 +25,9 @@ from amc.spaces.base import CompressionSpace
 from amc.testing import check_space, walk
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SOURCE = next(
-    block
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    if "class LinearSVD" in block
-)
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SOURCE = next(block for block in BLOCKS if "class LinearSVD" in block)
+AGENT = next(block for block in BLOCKS if "class HillClimber" in block)
 
 
 @pytest.fixture
@@ -115,3 +113,15 @@ def test_a_search_with_the_example(
     loaded = load(result.run.path / "export", model=model)
     assert sum(p.numel() for p in loaded.parameters()) == result.best["params"]
     assert np.isfinite(loaded(torch.zeros(1, 1, 8, 8)).detach().numpy()).all()
+
+
+def test_the_agent_of_the_readme_searches(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_agent.py").write_text(AGENT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = config_of("agent={name: my_agent:HillClimber, episodes: 25}")
+    lines = search(config, model=Mine(), dataset=digits, out=tmp_path).run.lines()
+    assert len(lines) == 26 and all(line["feasible"] for line in lines)
+    assert len({tuple(line["ratios"]) for line in lines}) > 5
