@@ -23,9 +23,11 @@ from amc.evaluate.evaluator import Outcome
 from amc.run import Run
 
 Measure = Literal["search_accuracy", "reward"]
+Axis = Literal["evaluations", "seconds"]
 Values = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+POINTS = 200  # of a curve over seconds
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,19 @@ class Curve:
         """The first evaluation, counted from 1, whose best is at least ``value``."""
         reached = np.flatnonzero(self.best >= value)
         return int(reached[0]) + 1 if len(reached) else None
+
+
+@dataclass(frozen=True)
+class Band:
+    """One algorithm's curves: their mean over seeds and its 95% interval, to draw."""
+
+    label: str
+    seeds: int
+    evaluations: int  # the fewest of its runs
+    x: Values  # (points,)
+    mean: Values
+    low: Values
+    high: Values
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,10 @@ class Comparison:
             found.setdefault(curve.label, []).append(curve)
         order = sorted(found, key=lambda label: -np.mean([c.best[-1] for c in found[label]]))
         return {label: found[label] for label in order}
+
+    def bands(self, over: Axis) -> list[Band]:
+        """The best first; over as many evaluations or seconds as all runs of the algorithm have."""
+        return [_band(label, curves, over) for label, curves in self.by_label.items()]
 
     def standings(self) -> list[Standing]:
         """The best first."""
@@ -162,6 +181,18 @@ def interval(values: Values) -> tuple[Values, Values, Values]:
     return mean, mean - half, mean + half
 
 
+def _band(label: str, curves: Sequence[Curve], over: Axis) -> Band:
+    count = min(len(curve.best) for curve in curves)
+    x: Values = np.arange(1.0, count + 1)
+    values = np.array([curve.best[:count] for curve in curves])
+    if over == "seconds":
+        ends = [curve.seconds[[0, count - 1]] for curve in curves]
+        x = np.linspace(max(end[0] for end in ends), min(end[1] for end in ends), POINTS)
+        by_then = [np.searchsorted(curve.seconds, x, side="right") - 1 for curve in curves]
+        values = np.array([c.best[i.clip(0)] for c, i in zip(curves, by_then, strict=True)])
+    return Band(label, len(curves), count, x, *interval(values))
+
+
 def _standing(label: str, curves: Sequence[Curve]) -> Standing:
     mean, low, high = interval(np.array([[curve.best[-1]] for curve in curves]))
     evaluations = min(len(curve.best) for curve in curves)
@@ -184,7 +215,7 @@ def _pair(first: str, ours: Sequence[Curve], second: str, theirs: Sequence[Curve
 
 def _way_of(run: Run) -> dict[str, Any]:
     """What may differ, but for the seed: the agent, and whether it uses the whole budget."""
-    return {**run.config.agent, "budget.fill": run.config.budget.fill}
+    return {"fill": run.config.budget.fill, **run.config.agent}
 
 
 def _problem(run: Run) -> dict[str, Any]:
@@ -197,18 +228,27 @@ def _problem(run: Run) -> dict[str, Any]:
     return {**config, "layers.csv": layers}  # a network that was given from Python has no name
 
 
-def _labels(agents: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The agent's name, with the options in which agents of that name differ."""
+def _labels(ways: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The agent's name; where agents of that name differ, with as few options as tell them
+    apart.
+    """
     labels = []
-    for agent in agents:
-        alike = [other for other in agents if other["name"] == agent["name"]]
-        differing = [
-            f"{key}={value}"
-            for key, value in agent.items()
-            if any(other.get(key) != value for other in alike)
-        ]
-        labels.append(" ".join([agent["name"], *differing]))
+    for way in ways:
+        alike = [other for other in ways if other["name"] == way["name"]]
+        keys = _telling_apart(alike)
+        labels.append(" ".join([way["name"], *(f"{key}={way[key]}" for key in keys)]))
     return labels
+
+
+def _telling_apart(ways: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The fewest options in which all ways that differ do differ."""
+    keys = [key for key in ways[0] if any(way[key] != ways[0][key] for way in ways)]
+    different = len({str(way) for way in ways})
+    for count in range(len(keys) + 1):
+        for chosen in combinations(keys, count):
+            if len({str([way[key] for key in chosen]) for way in ways}) == different:
+                return chosen
+    return tuple(keys)
 
 
 def tables(comparison: Comparison) -> dict[str, pd.DataFrame]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from amc.compare import Comparison, interval
+from amc.compare import Axis, Comparison
 from amc.cost.device import DeviceProfile
 from amc.evaluate.evaluator import Outcome
 from amc.run import write_bytes
 
 matplotlib.use("Agg")
+
+HANDFUL = 3  # evaluations that are no curve yet
 
 _PHASES = {"warmup": ("#9aa5b1", "random warm-up"), "explore": ("#2b6cb0", "agent")}
 
@@ -75,40 +77,42 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    percent = 100 if comparison.measure == "search_accuracy" else 1
-    ends, starts = [], []
-    for number, (label, curves) in enumerate(comparison.by_label.items()):
-        color = f"C{number % 10}"
-        style = {"color": color, "linestyle": "-" if number < 10 else "--"}
-        count = min(len(curve.best) for curve in curves)
-        evaluations = np.arange(count) + 1.0
-        values = percent * np.array([curve.best[:count] for curve in curves])
-        seconds = np.array([curve.seconds[:count] for curve in curves])
-        grid = np.linspace(seconds[:, 0].max(), seconds[:, -1].min(), 200)
-        by_time = np.array(
-            [
-                own[np.searchsorted(passed, grid, side="right") - 1]
-                for own, passed in zip(values, seconds, strict=True)
-            ]
-        )
-        name = f"{label} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
-        for axes, x, y in ((left, evaluations, values), (right, grid, by_time)):
-            mean, low, high = interval(y)
-            if count > 3:
-                axes.plot(x, mean, label=name, linewidth=1.6, **style)
-                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-            else:  # hand-crafted: one strategy, not a curve
-                axes.axhline(mean[-1], label=name, linewidth=1.2, color=color, linestyle=":")
-        ends.append(values[:, -1].mean())
-        starts.append(values[:, min(count - 1, count // 10)].mean())
-    span = max(ends) - min(starts)
-    left.set_ylim(min(starts) - 0.1 * span, max(ends) + 0.15 * span + 1e-9)
-    what = "search accuracy (%)" if percent == 100 else comparison.measure
-    left.set(xlabel="evaluations", ylabel=f"{what} of the best so far")
-    right.set(xlabel="seconds, as measured in each run")
+    draw_curves(left, comparison, "evaluations")
+    draw_curves(right, comparison, "seconds")
+    right.set(xlabel="seconds, as measured in each run", ylabel="")
     figure.suptitle("Search algorithms on one problem: mean over seeds and 95% interval")
     left.legend(fontsize=8, loc="lower right")
     _write(figure, path)
+
+
+def draw_curves(
+    axes: Any, comparison: Comparison, over: Axis, colors: Mapping[str, str] | None = None
+) -> None:
+    """The curves of a comparison; of an algorithm with hardly an episode, a level.
+
+    Args:
+        axes: matplotlib's.
+        comparison: to draw.
+        over: evaluations or seconds.
+        colors: algorithm -> color, where several pictures are to agree.
+    """
+    scale = 100 if comparison.measure == "search_accuracy" else 1
+    what = "search accuracy (%)" if scale == 100 else comparison.measure
+    levels = []
+    for number, band in enumerate(comparison.bands(over)):
+        color = (colors or {}).get(band.label, f"C{number % 10}")
+        name = f"{band.label} ({band.seeds} seed{'s' if band.seeds > 1 else ''})"
+        mean, low, high = scale * band.mean, scale * band.low, scale * band.high
+        if band.evaluations > HANDFUL:
+            style = "-" if number < 10 else "--"
+            axes.plot(band.x, mean, color=color, linestyle=style, linewidth=1.6, label=name)
+            axes.fill_between(band.x, low, high, color=color, alpha=0.15, linewidth=0)
+        else:
+            axes.axhline(mean[-1], color=color, linestyle=":", linewidth=1.2, label=name)
+        levels += [mean[-1], mean[len(mean) // 10]]
+    span = max(levels) - min(levels) + 1e-9
+    axes.set_ylim(min(levels) - 0.1 * span, max(levels) + 0.15 * span)
+    axes.set(xlabel=over, ylabel=f"{what} of the best so far")
 
 
 def plot_profile(profile: DeviceProfile, path: Path) -> None:

@@ -95,7 +95,9 @@ def test_agents_of_one_name_are_told_apart(digits: Dataset, tmp_path: Path) -> N
         config = config_of("agent={name: genetic, episodes: 2}", extra)
         paths.append(search(config, model=Mine(), dataset=digits, out=tmp_path / extra).run.path)
     labels = [curve.label for curve in compare(paths).curves]
-    assert len(set(labels)) == 3 and "screened=3" in labels[1] and "fill=False" in labels[2]
+    assert labels == ["genetic screened=1", "genetic screened=3", "genetic screened=2"]
+    two = [curve.label for curve in compare([paths[0], paths[1], paths[1]]).curves]
+    assert two == ["genetic screened=1", "genetic screened=3", "genetic screened=3"]
 
 
 def test_other_problems_are_refused(digits: Dataset, tmp_path: Path, runs: list[Path]) -> None:
@@ -121,3 +123,14 @@ def test_from_the_command_line(runs: list[Path], tmp_path: Path) -> None:
     }
     wrong = command("compare", str(runs[0]), "--by", "rewards", "--out", str(out))
     assert wrong.returncode == 2 and "did you mean 'reward'" in wrong.stderr
+
+
+def test_bands_over_seconds_are_what_was_known_by_then(runs: list[Path]) -> None:
+    comparison = compare(runs, "reward")
+    for band in comparison.bands("seconds"):
+        curves = comparison.by_label[band.label]
+        for x, mean in zip(band.x[::50], band.mean[::50], strict=True):
+            known = [curve.best[curve.seconds <= x + 1e-9][-1] for curve in curves]
+            assert mean == pytest.approx(np.mean(known))
+    for band in comparison.bands("evaluations"):
+        assert band.x.tolist() == list(range(1, 10)) and (np.diff(band.mean) >= 0).all()
