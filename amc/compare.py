@@ -186,10 +186,11 @@ def _band(label: str, curves: Sequence[Curve], over: Axis) -> Band:
     x: Values = np.arange(1.0, count + 1)
     values = np.array([curve.best[:count] for curve in curves])
     if over == "seconds":
-        ends = [curve.seconds[[0, count - 1]] for curve in curves]
-        x = np.linspace(max(end[0] for end in ends), min(end[1] for end in ends), POINTS)
+        start = max(curve.seconds[0] for curve in curves)
+        end = min(curve.seconds[count - 1] for curve in curves)
+        x = np.linspace(start, max(start, end), POINTS)
         by_then = [np.searchsorted(curve.seconds, x, side="right") - 1 for curve in curves]
-        values = np.array([c.best[i.clip(0)] for c, i in zip(curves, by_then, strict=True)])
+        values = np.array([c.best[i] for c, i in zip(curves, by_then, strict=True)])
     return Band(label, len(curves), count, x, *interval(values))
 
 

@@ -130,7 +130,7 @@ def test_bands_over_seconds_are_what_was_known_by_then(runs: list[Path]) -> None
     for band in comparison.bands("seconds"):
         curves = comparison.by_label[band.label]
         for x, mean in zip(band.x[::50], band.mean[::50], strict=True):
-            known = [curve.best[curve.seconds <= x + 1e-9][-1] for curve in curves]
+            known = [curve.best[curve.seconds <= x][-1] for curve in curves]
             assert mean == pytest.approx(np.mean(known))
     for band in comparison.bands("evaluations"):
         assert band.x.tolist() == list(range(1, 10)) and (np.diff(band.mean) >= 0).all()

@@ -39,6 +39,10 @@ def test_heldout_indices_from_a_file(digits: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "heldout.npy"
     np.save(path, np.arange(120))
     parts = split(digits, 60, 50, 0, path)
+    assert all(
+        np.array_equal(getattr(parts, name), getattr(split(digits, 60, 50, 7, path), name))
+        for name in ("heldout", "calibration", "train")
+    ), "searches of all seeds are of one problem"
     assert set(parts.heldout) < set(range(120)) and len(parts.heldout) == 60
     assert min(parts.train) == 120, "all indices of the file are kept out of training"
     np.save(path, np.array([1, 1, 2]))

@@ -156,19 +156,21 @@ def split(
     seed: int = 0,
     heldout: Path | None = None,
 ) -> Splits:
-    """Divide the training images.
+    """Divide the training images. With a file of held-out indices the seed has no say in it: then
+    searches of several seeds are of one problem.
 
     Args:
         dataset: whose training images are divided.
         images: how many held-out images are used.
         calibration_images: how many of the rest repair may use.
-        seed: of the draws.
+        seed: of the draws, where there is no file.
         heldout: a .npy file of indices; without it they are drawn.
 
     Raises:
         UserError: there are not enough images, or the file does not fit the dataset.
     """
     total = len(dataset.train.labels)
+    seed = 0 if heldout is not None else seed
     order = np.random.default_rng(seed).permutation(total)
     reserved = order[:images] if heldout is None else _read_indices(heldout, total)
     if images > len(reserved) or len(reserved) + calibration_images > total:
