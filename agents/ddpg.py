@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from amc.agents.offpolicy import Array, OffPolicyAgent, OffPolicyOptions, truncated_normal
@@ -55,15 +54,3 @@ class DecayingNoise(OffPolicyAgent):
 
 class DDPGAgent(DecayingNoise, DDPG):
     """Stable-Baselines3's DDPG as AMC uses it."""
-
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        steps: int,
-        options: DDPGOptions | None = None,
-        seed: int = 0,
-    ) -> None:
-        """An agent for episodes of ``steps`` decisions in ``env``, whose action is one keep ratio
-        in [0, 1].
-        """
-        DDPG.__init__(self, **self.prepare(env, steps, options, seed))

@@ -5,9 +5,6 @@ choices until one is left.
 
 from __future__ import annotations
 
-from typing import Any
-
-import gymnasium
 import numpy as np
 from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
 from numpy.typing import NDArray
@@ -35,14 +32,7 @@ class DDPNASAgent(ProposingAgent):
     Options = DDPNASOptions
     options: DDPNASOptions
 
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        steps: int,
-        options: DDPNASOptions | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(env, steps, options, seed)
+    def begin(self) -> None:
         self._ratios = [np.array(decision.ratios) for decision in self.space.decisions]
         self._logits = [np.zeros(len(ratios)) for ratios in self._ratios]
         self._alive = [np.ones(len(ratios), dtype=bool) for ratios in self._ratios]

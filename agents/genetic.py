@@ -5,9 +5,6 @@ network compression": they, too, estimate a layer's loss before anything is meas
 
 from __future__ import annotations
 
-from typing import Any
-
-import gymnasium
 import numpy as np
 from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
 from pydantic import Field
@@ -46,14 +43,7 @@ class GeneticAgent(ProposingAgent):
     Options = GeneticOptions
     options: GeneticOptions
 
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        steps: int,
-        options: GeneticOptions | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(env, steps, options, seed)
+    def begin(self) -> None:
         tables = [self.space.layer_errors(decision) for decision in self.space.decisions]
         self._errors = [table for table in tables if table is not None]
         if len(self._errors) < len(tables):  # an estimate of some layers only says nothing

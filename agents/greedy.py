@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import gymnasium
 import numpy as np
-from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
+from amc.agents.proposing import ProposingAgent, Ratios
 
 
 class GreedyAgent(ProposingAgent):
@@ -20,17 +18,10 @@ class GreedyAgent(ProposingAgent):
     budget. The rounds are as many as the episodes allow.
     """
 
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        steps: int,
-        options: EpisodeOptions | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(env, steps, options, seed)
+    def begin(self) -> None:
         self._now = {name: choices[-1] for name, choices in self.bounds.choices.items()}
         whole = self._cost(self._now)
-        rounds = max(1, self.options.episodes // steps)
+        rounds = max(1, self.options.episodes // self.steps)
         self._share = (whole - self.bounds.budget.limit) / rounds
         self._target = whole
         self._trials: list[dict[str, int]] = []

@@ -81,35 +81,46 @@ class OffPolicyAgent(OffPolicyAlgorithm):
     generator: np.random.Generator
     replay_buffer: EpisodeReplayBuffer
 
-    def prepare(
-        self, env: gymnasium.Env[Any, Any], steps: int, options: Any, seed: int
-    ) -> dict[str, Any]:
-        """Take the options over; gives the arguments of the algorithm that all have in common."""
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        steps: int,
+        options: Any = None,
+        seed: int = 0,
+    ) -> None:
+        """An agent for episodes of ``steps`` decisions in ``env``, whose action is one keep ratio
+        in [0, 1].
+        """
         self.options = options or self.Options()
         self.steps = steps
         self.generator = np.random.default_rng([seed, 1])
         self._torch_state = torch.Generator().manual_seed(seed).get_state()
         self._centre = _uniform_ratio(env) if self.options.centred else None
-        return {
-            "policy": "MlpPolicy",
-            "env": env,
-            "learning_rate": self.options.actor_lr,
-            "buffer_size": max(self.options.replay, steps),
-            "learning_starts": self.options.warmup_episodes * steps,
-            "batch_size": self.options.batch_size,
-            "tau": self.options.tau,
-            "gamma": self.options.gamma,
-            "train_freq": (1, "episode"),
-            "gradient_steps": -1,
-            "replay_buffer_class": EpisodeReplayBuffer,
-            "replay_buffer_kwargs": {"seed": seed, "baseline_decay": self.options.baseline_decay},
-            "policy_kwargs": {
+        super().__init__(
+            "MlpPolicy",
+            env,
+            learning_rate=self.options.actor_lr,
+            buffer_size=max(self.options.replay, steps),
+            learning_starts=self.options.warmup_episodes * steps,
+            batch_size=self.options.batch_size,
+            tau=self.options.tau,
+            gamma=self.options.gamma,
+            train_freq=(1, "episode"),
+            gradient_steps=-1,
+            replay_buffer_class=EpisodeReplayBuffer,
+            replay_buffer_kwargs={"seed": seed, "baseline_decay": self.options.baseline_decay},
+            policy_kwargs={
                 "net_arch": [self.options.hidden] * 2,
                 "optimizer_kwargs": {"fused": True},  # one kernel an update
             },
-            "seed": seed,
-            "device": "cpu",
-        }
+            seed=seed,
+            device="cpu",
+            **self.algorithm(),
+        )
+
+    def algorithm(self) -> dict[str, Any]:
+        """Further arguments of the algorithm."""
+        return {}
 
     @abstractmethod
     def explore(self, observation: Any) -> Array:

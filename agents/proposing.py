@@ -48,8 +48,8 @@ class Walk:
 class ProposingAgent(ABC):
     """Proposes keep ratios for all decisions at once; the environment bounds and measures them.
 
-    A new one defines `propose`, which may use ``walks``, ``generator`` and what it derived from
-    them in earlier calls, nothing else.
+    A new one defines `propose` and, where it keeps anything, `begin`. It may use ``walks``,
+    ``generator`` and what it derived from them in earlier calls, nothing else.
     """
 
     Options: ClassVar[type[BaseModel]] = EpisodeOptions
@@ -69,9 +69,14 @@ class ProposingAgent(ABC):
         self.space: CompressionSpace = env.get_wrapper_attr("space")
         self.bounds: Bounds = env.get_wrapper_attr("bounds")
         self.options = options or self.Options()
+        self.seed = seed
         self.generator = np.random.default_rng([seed, 1])
         self.walks: list[Walk] = []
         self._waiting: list[Ratios] = []
+        self.begin()
+
+    def begin(self) -> None:  # noqa: B027 - most need none
+        """Make what the agent derives from the space; called once, before anything is proposed."""
 
     @abstractmethod
     def propose(self) -> Sequence[Ratios]:
@@ -151,14 +156,7 @@ class OneShotAgent(ProposingAgent):
     Options: ClassVar[type[BaseModel]] = NoOptions
     exact = True  # no scaling to the budget: `amc.search` sees to it
 
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        steps: int,
-        options: Any = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(env, steps, options, seed)
+    def begin(self) -> None:
         self._proposals = self.proposals()
 
     @abstractmethod

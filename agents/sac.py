@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from amc.agents.offpolicy import Array, OffPolicyAgent, OffPolicyOptions
@@ -28,18 +27,8 @@ class SACAgent(OffPolicyAgent, SAC):
 
     Options = SACOptions
 
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        steps: int,
-        options: SACOptions | None = None,
-        seed: int = 0,
-    ) -> None:
-        """An agent for episodes of ``steps`` decisions in ``env``, whose action is one keep ratio
-        in [0, 1].
-        """
-        arguments = self.prepare(env, steps, options, seed)
-        SAC.__init__(self, **arguments, ent_coef=self.options.entropy)
+    def algorithm(self) -> dict[str, Any]:
+        return {"ent_coef": self.options.entropy}
 
     def explore(self, observation: Any) -> Array:
         action, _ = self.predict(observation, deterministic=False)

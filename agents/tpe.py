@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-import gymnasium
 import numpy as np
 import optuna
 from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
@@ -29,18 +27,13 @@ class TPEAgent(ProposingAgent):
     Options = TPEOptions
     options: TPEOptions
 
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        steps: int,
-        options: TPEOptions | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(env, steps, options, seed)
-        sampler = TPESampler(n_startup_trials=self.options.startup, seed=seed, multivariate=True)
+    def begin(self) -> None:
+        sampler = TPESampler(
+            n_startup_trials=self.options.startup, seed=self.seed, multivariate=True
+        )
         self._study = optuna.create_study(sampler=sampler, direction="maximize")
         self._ranges: dict[str, BaseDistribution] = {
-            str(step): FloatDistribution(0.0, 1.0) for step in range(steps)
+            str(step): FloatDistribution(0.0, 1.0) for step in range(self.steps)
         }
         self._told = 0
 
