@@ -13,6 +13,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import gymnasium
@@ -233,8 +234,8 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         modules, variables = self._get_torch_save_params()
         generators = [self.generator, self.replay_buffer.generator]
         return {
-            "modules": {name: _find(self, name).state_dict() for name in modules},
-            "variables": {name: _find(self, name).detach() for name in variables},
+            "modules": {name: attrgetter(name)(self).state_dict() for name in modules},
+            "variables": {name: attrgetter(name)(self).detach() for name in variables},
             "replay": self.replay_buffer.state(),
             "torch": self._torch_state,
             "generators": json.dumps([generator.bit_generator.state for generator in generators]),
@@ -244,9 +245,9 @@ class OffPolicyAgent(OffPolicyAlgorithm):
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`; the next episode starts from the environment's reset."""
         for name, saved in state["modules"].items():
-            _find(self, name).load_state_dict(saved)
+            attrgetter(name)(self).load_state_dict(saved)
         for name, saved in state["variables"].items():
-            _find(self, name).data.copy_(saved)
+            attrgetter(name)(self).data.copy_(saved)
         self.replay_buffer.load_state(state["replay"])
         self._torch_state = state["torch"]
         for generator, saved in zip(
@@ -298,10 +299,3 @@ def _uniform_ratio(env: gymnasium.Env[Any, Any]) -> float:
     space, uniform = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds").uniform()
     ratios = [space.encode(decision, uniform[decision.name]) for decision in space.decisions]
     return float(np.clip(np.mean(ratios), 0.01, 0.99))
-
-
-def _find(root: Any, path: str) -> Any:
-    """An attribute by its dotted path."""
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root
