@@ -91,7 +91,7 @@ def search(
     from amc.config import load_config
 
     name, config = load_config(preset, overrides or [])
-    report = ConsoleReport(err)
+    report = ConsoleReport(err).listen()
     try:
         result = searching.search(config, out=to, name=name, report=report)
     except KeyboardInterrupt:
@@ -105,7 +105,7 @@ def resume(run: Path, as_json: Json = False) -> None:
     """Go on with a run that was stopped."""
     from amc import search as searching
 
-    report = ConsoleReport(err)
+    report = ConsoleReport(err).listen()
     try:
         result = searching.resume(run, report=report)
     except KeyboardInterrupt:
@@ -222,7 +222,7 @@ def profile(
         found = import_csv(times, path.stem, runtime, threads)
         write_bytes(path, found.to_yaml().encode())
         return _print_profile(found, path, as_json)
-    report = ConsoleReport(err)
+    report = ConsoleReport(err).listen()
     space = untrained_space(config_of(source, overrides or []), _shape(shape), report)
     if emit is not None:
         count = emit_bench(space, emit, batch, report=report)

@@ -19,6 +19,7 @@ from amc.cost.budget import Budget
 from amc.cost.cost import METRICS, Cost, Metric
 from amc.errors import UserError, unknown
 from amc.evaluate.inference import Precision
+from amc.evaluate.rewards import COSTLESS
 from amc.registry import lookup
 
 T = TypeVar("T", bound=BaseModel)
@@ -46,14 +47,15 @@ class BudgetConfig(Section):
     limit: float | None = Field(
         None, description="the limit as an absolute value, instead of ratio"
     )
-    fill: bool = Field(
-        True,
+    fill: bool | None = Field(
+        None,
         description="scale each episode's keep ratios by a common factor, so that it uses the "
-        "whole budget; false: only bound them one by one, as in the paper",
+        "whole budget; false: only bound them one by one, as in the paper; none: scale where the "
+        "reward does not count costs itself",
     )
 
     def of(self, original: Cost) -> Budget:
-        return Budget.of(self.metric, original, self.ratio, self.limit, self.fill)
+        return Budget.of(self.metric, original, self.ratio, self.limit, bool(self.fill))
 
 
 class EvaluateConfig(Section):
@@ -193,7 +195,10 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(values, override)
     config = _validated(Config, values, "")
-    updates = {"space": _options("space", config.space), "agent": _options("agent", config.agent)}
+    updates: dict[str, Any] = {
+        "space": _options("space", config.space),
+        "agent": _options("agent", config.agent),
+    }
     if config.device is None and config.budget.metric == "latency_ms":
         raise UserError(
             "budget.metric latency_ms needs a device: a profile's name (`amc ls` lists them), or a "
@@ -205,6 +210,9 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     if (ratio is None) == (config.budget.limit is None):
         raise UserError("budget needs either ratio or limit")
     lookup("reward", config.reward)
+    if config.budget.fill is None:
+        fill = config.reward in COSTLESS
+        updates["budget"] = config.budget.model_copy(update={"fill": fill})
     return config.model_copy(update=updates)
 
 

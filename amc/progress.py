@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,8 +75,22 @@ class ConsoleReport:
         self._task: TaskID | None = None
         self._bar: Progress | None = None
         self._start = self._logged = 0.0
+        self._interrupted = False
+
+    def listen(self) -> ConsoleReport:
+        """Heed Ctrl-C (SIGINT) even where it comes while Python runs a finaliser, in which
+        exceptions are lost: then the next report raises it.
+        """
+        signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
         key = what.split(" |", maxsplit=1)[0]
         if key != self._what:
             self.close()

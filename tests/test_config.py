@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amc.config import describe, load_config, presets, to_yaml
+from amc.config import describe, load_config, parse_config, presets, to_yaml
 from amc.errors import UserError
 
 DIGITS = "digits_resnet8_channel_macs50"
@@ -87,3 +87,13 @@ def test_unknown_presets_and_files() -> None:
         load_config("digits_resnet8_chanel_macs50")
     with pytest.raises(UserError, match="does not exist"):
         load_config("nowhere.yaml")
+
+
+def test_the_budget_is_filled_where_the_reward_counts_no_costs() -> None:
+    base = {"budget": {"ratio": 0.5}}
+    for reward in ("accuracy", "cross_entropy", "kl"):
+        assert parse_config(base, [f"reward={reward}"]).budget.fill is True
+    for reward in ("macs", "latency", "mnasnet"):
+        assert parse_config(base, [f"reward={reward}"]).budget.fill is False
+    assert parse_config(base, ["budget.fill=false"]).budget.fill is False
+    assert parse_config(base, ["reward=macs", "budget.fill=true"]).budget.fill is True

@@ -25,6 +25,9 @@ class Score:
     kl: float  # nats an image, from the original network's outputs: KL(original || this)
 
 
+COSTLESS = ("accuracy", "cross_entropy", "kl")
+"""Rewards that no cost goes into: with these there is nothing to gain from less than the budget."""
+
 Reward = Callable[[Score, Cost, Cost, Budget], float]
 
 
