@@ -303,7 +303,7 @@ def write_correlation() -> None:
 def write_picture() -> None:
     """curves.png: the reward of the best so far over evaluations, a panel for each problem."""
     ended = done()
-    problems = dict.fromkeys((job.network, job.budget) for job in ended)
+    problems = dict.fromkeys((j.network, j.budget) for j in ended if j.agent not in ONCE)
     figure = Figure(figsize=(6.5 * len(problems), 5.5), layout="constrained")
     for axes, (network, budget) in zip(
         figure.subplots(1, len(problems), squeeze=False)[0], problems, strict=True
