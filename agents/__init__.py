@@ -24,7 +24,8 @@ class Agent(Protocol):
 
     `amc.search` journals every episode that ends in the environment. What an agent does next may
     depend on its seed and on what the environment has given so far, on nothing else: then a run
-    that was stopped goes on as if it had not been.
+    that was stopped goes on as if it had not been. A true class attribute ``exact`` says that its
+    strategies are meant as they are: then they are bounded, never scaled to the budget.
     """
 
     Options: ClassVar[type[BaseModel]]

@@ -5,6 +5,8 @@ network compression": they, too, estimate a layer's loss before anything is meas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
 from pydantic import Field
@@ -44,45 +46,44 @@ class GeneticAgent(ProposingAgent):
     options: GeneticOptions
 
     def begin(self) -> None:
-        tables = [self.space.layer_errors(decision) for decision in self.space.decisions]
-        self._errors = [table for table in tables if table is not None]
-        if len(self._errors) < len(tables):  # an estimate of some layers only says nothing
-            self._errors = []
+        self._uniform = self.scaled(np.ones(self.steps))
+        self._errors: list[tuple[float, ...]] = []
+        if self.options.screened > 1:
+            tables = [self.space.layer_errors(decision) for decision in self.space.decisions]
+            found = [table for table in tables if table is not None]
+            if len(found) == len(tables):  # an estimate of some layers only says nothing
+                self._errors = found
         self._proposed: set[tuple[float, ...]] = set()
 
     def propose(self) -> list[Ratios]:
-        uniform = self.scaled(np.ones(self.steps))
-        children = [] if self.walks else [uniform]
+        parents = [walk.ratios for walk in self.best(self.options.population)] or [self._uniform]
+        children = [] if self.walks else [self._uniform]
         while len(children) < self.options.children:
-            candidates = [self._child(uniform) for _ in range(self._candidates)]
-            children.append(min(candidates, key=self._estimate))
+            if self._errors:
+                candidates = [self._child(parents) for _ in range(self.options.screened)]
+                children.append(min(candidates, key=self._estimate))
+            else:
+                children.append(self._child(parents))
         return children
 
-    @property
-    def _candidates(self) -> int:
-        return self.options.screened if self._errors else 1
-
-    def _child(self, uniform: Ratios) -> Ratios:
+    def _child(self, parents: Sequence[Ratios]) -> Ratios:
         """A strategy that was not proposed yet, where one turns up."""
         for _ in range(50):
-            child = self.scaled(self._mutated(self._parent(uniform)))
+            child = self.scaled(self._mutated(self._parent(parents)))
             if tuple(child) not in self._proposed:
                 break
         self._proposed.add(tuple(child))
         return child
 
-    def _parent(self, uniform: Ratios) -> Ratios:
+    def _parent(self, parents: Sequence[Ratios]) -> Ratios:
         """One of the population, or two of it crossed; the better the likelier."""
-        best = [walk.ratios for walk in self.best(self.options.population)]
-        population = best or [uniform]
-        weights = np.arange(len(population), 0, -1, dtype=np.float64)
-        first, second = self.generator.choice(
-            len(population), 2, p=weights / weights.sum()
-        ).tolist()
+        weights = np.arange(len(parents), 0, -1, dtype=np.float64)
+        chosen = self.generator.choice(len(parents), 2, p=weights / weights.sum())
+        first, second = (parents[int(index)] for index in chosen)
         if self.generator.random() >= self.options.crossover:
-            return population[int(first)]
+            return first
         mask = self.generator.random(self.steps) < 0.5
-        return np.asarray(np.where(mask, population[first], population[second]))
+        return np.asarray(np.where(mask, first, second))
 
     def _mutated(self, ratios: Ratios) -> Ratios:
         changed = self.generator.random(self.steps) < self.options.mutation
@@ -92,9 +93,8 @@ class GeneticAgent(ProposingAgent):
 
     def _estimate(self, ratios: Ratios) -> float:
         """The sum of the layers' errors."""
-        total = 0.0
-        for decision, ratio, errors in zip(
-            self.space.decisions, ratios, self._errors, strict=bool(self._errors)
-        ):
-            total += errors[decision.choices.index(self.space.decode(decision, ratio))]
-        return total
+        parts = zip(self.space.decisions, ratios, self._errors, strict=True)
+        return sum(
+            errors[decision.choices.index(self.space.decode(decision, ratio))]
+            for decision, ratio, errors in parts
+        )

@@ -36,7 +36,7 @@ class GreedyAgent(ProposingAgent):
             self._target = max(limit, self._target - self._share)
             shrunk = (self._shrunk(name) for name in self.bounds.choices)
             self._trials = [trial for trial in shrunk if trial is not None]
-        return [self.scaled(self.encoded(trial)) for trial in self._trials]
+        return [self.scaled(np.array(self.space.ratios(trial))) for trial in self._trials]
 
     def _cost(self, strategy: Mapping[str, int]) -> float:
         return float(self.space.cost(strategy)[self.bounds.budget.metric])

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 from amc.agents.proposing import OneShotAgent, Ratios
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from amc.spaces.base import Options
 
 
 class UniformAgent(OneShotAgent):
@@ -16,10 +18,8 @@ class UniformAgent(OneShotAgent):
         return {}
 
 
-class SlopeOptions(BaseModel):
+class SlopeOptions(Options):
     """How steep the policy is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     smallest: float = Field(
         0.4,

@@ -1,7 +1,7 @@
 """What AMC's agent adds to the off-policy algorithms of Stable-Baselines3, whichever it is.
 
 - warm-up: random keep ratios, no noise on top; no update before it ends
-- updates at the end of an episode, a number for each transition
+- updates at the end of an episode, one for each transition; then the best episodes are imitated
 - two learning rates
 - `EpisodeReplayBuffer`: the episode's reward on every transition, executed actions, moving baseline
 - exact resume, with torch's random numbers of its own
@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import torch
+from amc.agents.proposing import EpisodeOptions
 from amc.agents.replay import EpisodeReplayBuffer
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.stats import truncnorm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -30,12 +31,10 @@ from stable_baselines3.common.utils import polyak_update
 Array = NDArray[np.float64]
 
 
-class OffPolicyOptions(BaseModel):
+class OffPolicyOptions(EpisodeOptions):
     """The options of every agent that learns from a replay buffer; the preset `amc_paper` has the
     paper's.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     episodes: int = Field(400, ge=1, description="episodes of the search, warm-up included")
     warmup_episodes: int = Field(
@@ -297,5 +296,4 @@ def truncated_normal(mean: Array, sigma: float, generator: np.random.Generator) 
 def _uniform_ratio(env: gymnasium.Env[Any, Any]) -> float:
     """The mean keep ratio of the uniform strategy at the environment's budget, inside (0, 1)."""
     space, uniform = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds").uniform()
-    ratios = [space.encode(decision, uniform[decision.name]) for decision in space.decisions]
-    return float(np.clip(np.mean(ratios), 0.01, 0.99))
+    return float(np.clip(np.mean(space.ratios(uniform)), 0.01, 0.99))

@@ -15,24 +15,16 @@ import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from amc.spaces.base import CompressionSpace, Strategy
+from amc.spaces.base import CompressionSpace, Options
 from amc.spaces.bounding import Bounds
 
 Ratios = NDArray[np.float64]
 
 
-class NoOptions(BaseModel):
-    """It has none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EpisodeOptions(BaseModel):
+class EpisodeOptions(Options):
     """Options of an agent that takes as many episodes as it is given."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     episodes: int = Field(400, ge=1, description="episodes of the search")
 
@@ -52,7 +44,7 @@ class ProposingAgent(ABC):
     ``generator`` and what it derived from them in earlier calls, nothing else.
     """
 
-    Options: ClassVar[type[BaseModel]] = EpisodeOptions
+    Options: ClassVar[type[Options]] = EpisodeOptions
     options: Any
 
     def __init__(
@@ -80,8 +72,8 @@ class ProposingAgent(ABC):
 
     @abstractmethod
     def propose(self) -> Sequence[Ratios]:
-        """The next proposals, (steps,) each; called when all before them have been walked. None:
-        the search is over.
+        """The next proposals, (steps,) each; called when all before them have been walked. No more
+        of them: the search is over.
         """
 
     @property
@@ -125,11 +117,7 @@ class ProposingAgent(ABC):
         """Keep ratios (steps,) times a common factor, as large as the budget allows: legal ones."""
         names = [decision.name for decision in self.space.decisions]
         strategy = self.bounds.scaled(dict(zip(names, ratios.tolist(), strict=True)))
-        return self.encoded(strategy)
-
-    def encoded(self, strategy: Strategy) -> Ratios:
-        """The keep ratios (steps,) of a strategy."""
-        return np.array([self.space.encode(d, strategy[d.name]) for d in self.space.decisions])
+        return np.array(self.space.ratios(strategy))
 
     def best(self, count: int = 1) -> list[Walk]:
         """The walks with the highest rewards, the best first, the earlier of equals."""
@@ -153,7 +141,7 @@ class ProposingAgent(ABC):
 class OneShotAgent(ProposingAgent):
     """Walks a few strategies that follow from the space alone, just as they are."""
 
-    Options: ClassVar[type[BaseModel]] = NoOptions
+    Options: ClassVar[type[Options]] = Options
     exact = True  # no scaling to the budget: `amc.search` sees to it
 
     def begin(self) -> None:

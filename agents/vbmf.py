@@ -112,7 +112,7 @@ class VBMFAgent(OneShotAgent):
         for decision in space.decisions:
             rank = sum(estimated_rank(m.numpy()) for m in space.unfoldings(decision.name))
             own[decision.name] = min(decision.choices, key=lambda c, rank=rank: abs(c - rank))  # type: ignore[misc]
-        ratios = self.encoded(own)
+        ratios = np.array(space.ratios(own))
         scaled = {"vbmf_scaled": self.scaled(ratios)}
         within = self.bounds.budget.allows(space.cost(own))
         return {"vbmf": ratios, **scaled} if within else scaled

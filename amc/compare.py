@@ -108,7 +108,6 @@ class Comparison:
 
     measure: Measure
     curves: tuple[Curve, ...]
-    baseline: float | None  # of the untouched network
 
     @property
     def by_label(self) -> dict[str, list[Curve]]:
@@ -153,10 +152,7 @@ def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -
                 )
     labels = _labels([_way_of(run) for run in runs])
     curves = [Curve.of(run, label, measure) for run, label in zip(runs, labels, strict=True)]
-    baseline = None
-    if measure == "search_accuracy" and (runs[0].path / "best.json").is_file():
-        baseline = float(runs[0].best["baseline"]["search_accuracy"])
-    return Comparison(measure, tuple(curves), baseline)
+    return Comparison(measure, tuple(curves))
 
 
 def measure_of(name: str) -> Measure:

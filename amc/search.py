@@ -113,7 +113,7 @@ def resume(
         UserError: the folder is not a run, its config was changed, its journal is damaged, or an
             earlier version began it.
     """
-    if Run.open(Path(path)).provenance["schema"] != SCHEMA:
+    if Run.open(Path(path)).provenance["schema"] != SCHEMA:  # before the problem is built
         raise UserError(
             f"{str(path)!r} was begun by an earlier version, whose searches cannot be gone on "
             "with: evaluate or export it as it is, or start again with "

@@ -118,9 +118,7 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         if done:
             if fill:
                 self._strategy = self.bounds.scaled(self._wanted)
-            info["executed_ratios"] = [
-                self.space.encode(d, self._strategy[d.name]) for d in self.space.decisions
-            ]
+            info["executed_ratios"] = self.space.ratios(self._strategy)
             outcome = self.evaluate(self._strategy)
             reward, info["outcome"] = outcome.reward, outcome
         return self._observation(), reward, done, False, info

@@ -143,7 +143,14 @@ def test_genetic_screens_by_the_layers_errors() -> None:
             options = GeneticAgent.Options(episodes=40, screened=screened)
             agent = GeneticAgent(env, steps, options, 0)
             agent.run()
-            means.append(np.mean([agent._estimate(walk.ratios) for walk in agent.walks[1:]]))
+            estimates = [
+                sum(
+                    errors(d)[d.ratios.index(ratio)]
+                    for d, ratio in zip(space.decisions, walk.ratios, strict=True)
+                )
+                for walk in agent.walks[1:]
+            ]
+            means.append(np.mean(estimates))
     finally:
         space.layer_errors = space_errors
     assert means[1] < means[0]

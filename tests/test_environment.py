@@ -54,7 +54,7 @@ def test_a_budget_that_is_filled(name: str, actions: str) -> None:
         larger = [choice for choice in decision.choices if choice > strategy[decision.name]]
         assert not larger or not budget.allows(space.cost({**strategy, decision.name: larger[0]}))
     ratios = [space.encode(d, strategy[d.name]) for d in space.decisions]
-    assert info["executed_ratios"] == ratios
+    assert list(info["executed_ratios"]) == ratios
     if actions != "random":
         assert strategy == env.get_wrapper_attr("bounds").uniform(), "equal ratios are uniform"
 
@@ -74,7 +74,7 @@ def test_an_episode() -> None:
         assert not truncated and terminated == (index == len(decisions) - 1)
         assert reward == (-0.5 if terminated else 0)
     outcome = info["outcome"]
-    assert info["executed_ratios"] == [
+    assert list(info["executed_ratios"]) == [
         zoo_space("resnet20").encode(d, outcome.strategy[d.name]) for d in decisions
     ]
     assert list(outcome.strategy) == [decision.name for decision in decisions]

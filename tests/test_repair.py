@@ -27,6 +27,16 @@ def calibrated(
     return ChannelSpace(network, {"repair": repair, "min_ratio": 0.2, **options}, images)
 
 
+def two_convolutions() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(384, 4),
+    )
+
+
 def error(space: ChannelSpace, strategy: dict[str, int]) -> float:
     """Mean squared error of the outputs on unseen images, as a part of their variance."""
     image = example_input(space.network.model, space.network.input_shape, batch=100, seed=6)
@@ -78,13 +88,7 @@ def test_repair_is_the_least_squares_solution(repair: str) -> None:
     """Repair from the Gram matrix equals lstsq on the raw patches in float64: sequentially too, as
     nothing before the second layer has changed but the channels that are gone.
     """
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 6, 3, padding=1),
-        nn.Flatten(),
-        nn.Linear(384, 4),
-    )
+    model = two_convolutions()
     space = calibrated(repair, model, (3, 8, 8))
     repaired = space.apply({"0": 5})
     keep = sorted(set(range(8)) - set(space.cuts({"0": 5})["2"]["in"]))
@@ -192,13 +196,7 @@ def test_reconstruction_criterion_keeps_what_cannot_be_made_good() -> None:
 
 
 def test_layer_errors_are_what_least_squares_leaves_over() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 6, 3, padding=1),
-        nn.Flatten(),
-        nn.Linear(384, 4),
-    )
+    model = two_convolutions()
     space = calibrated("independent", model, (3, 8, 8))
     decision = next(d for d in space.decisions if d.name == "0")
     errors = space.layer_errors(decision)

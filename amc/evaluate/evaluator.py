@@ -167,12 +167,9 @@ class Evaluator:
             assert self._leader is not None and self._leader_values is not None
             stopped = len(values)
             measured = estimate(values, self._leader_values[:stopped], self._leader.score)
-        ratios = tuple(
-            self.space.encode(decision, full[decision.name]) for decision in self.space.decisions
-        )
         outcome = Outcome(
             full,
-            ratios,
+            self.space.ratios(full),
             measured,
             cost,
             self._reward(cost)(measured),

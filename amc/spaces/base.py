@@ -58,7 +58,7 @@ class Decision:
 
 
 class Options(BaseModel):
-    """The options of a space: typed, with defaults; an unknown one is refused."""
+    """The options of a space or an agent: typed, with defaults; an unknown one is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -136,6 +136,10 @@ class CompressionSpace(ABC):
     def encode(self, decision: Decision, choice: int) -> float:
         """The keep ratio that a choice stands for."""
         return decision.ratios[decision.choices.index(choice)]
+
+    def ratios(self, strategy: Strategy) -> tuple[float, ...]:
+        """The keep ratio of each decision, in order; the strategy names them all."""
+        return tuple(self.encode(d, strategy[d.name]) for d in self.decisions)
 
     def cost(self, strategy: Strategy) -> Cost:
         return cost_of(self.resize(strategy), self.latency)

@@ -81,14 +81,15 @@ def images_of(job: Job) -> dict[str, tuple[ImageSet, torch.Tensor]]:
 def measured(job: Job, strategy: dict[str, int], sets: Sequence[str]) -> dict[str, Score]:
     """Scores of a strategy without fine-tuning; kept in a file, so that none is measured twice."""
     name = "-".join(map(str, strategy.values()))
-    path = RUNS / "measured" / f"{job.network}_s{job.seed}" / f"{name}.json"
+    path = RUNS / "measured" / job.network / f"{name}.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     missing = [part for part in sets if part not in known]
     if missing:
-        problem = problem_of(Job(job.network, 0.3, "uniform", job.seed))
+        shared = Job(job.network, 0.3, "uniform", 0)  # all seeds and budgets have its images
+        problem = problem_of(shared)
         model = prepared(problem.space.apply(strategy), problem.network, False)
         for part in missing:
-            images, reference = images_of(Job(job.network, 0.3, "uniform", job.seed))[part]
+            images, reference = images_of(shared)[part]
             outputs = logits(model, images, 100, False)
             values = per_image(outputs, images.labels, reference).mean(0)
             known[part] = values.tolist()
@@ -314,7 +315,7 @@ def write_picture() -> None:
             for job in own
             if job.path is not None
         ]
-        draw_curves(axes, Comparison("reward", tuple(curves), None), "evaluations", COLORS)
+        draw_curves(axes, Comparison("reward", tuple(curves)), "evaluations", COLORS)
         axes.set_title(f"{network}, {100 * budget:.0f}% of the MACs")
         axes.set_ylabel("minus KL from the untouched network, best so far")
         axes.legend(fontsize=7, loc="lower right")

@@ -2,7 +2,6 @@
 file.
 
     python experiments/agents/run.py search [AGENT ...]     the searches; goes on where it stopped
-    python experiments/agents/run.py finalists              the best of each, measured again
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def stub(space: CompressionSpace, strategy: Strategy) -> float:
     """NOT an accuracy: 1 plus the mean logarithm of the keep ratios, which falls faster the more
     one decision loses.
     """
-    ratios = [space.encode(decision, strategy[decision.name]) for decision in space.decisions]
+    ratios = space.ratios(strategy)
     return 1 + float(np.mean(np.log(ratios)))
 
 
