@@ -61,16 +61,16 @@ class Job:
 
 def jobs() -> list[Job]:
     """All searches, the most important first."""
-    once, paper = ("shallow", "deep"), tuple(PAPER)
-    everything = (*once, *MAIN, *OTHERS, *paper)
+    everything = ("shallow", "deep", *OTHERS, *PAPER)
     order = [
-        ("resnet20", 0.3, ("uniform", *everything), (0,)),
-        ("resnet20", 0.3, ("uniform", *MAIN), (1, 2)),
         ("resnet56", 0.3, ("uniform", *MAIN), (0, 1)),
         ("resnet20", 0.5, ("uniform", *MAIN), (0, 1, 2)),
-        ("resnet56", 0.3, ("tpe", "genetic", "ddpg_paper"), (0, 1)),
+        ("resnet20", 0.3, ("uniform", *MAIN), (0, 1, 2, 3, 4)),
+        ("resnet56", 0.3, ("genetic", "tpe", "ddpg_paper"), (0,)),
+        ("resnet20", 0.3, everything, (0, 1)),
         ("resnet20", 0.5, everything, (0,)),
-        ("resnet20", 0.3, everything, (1, 2)),
+        ("resnet56", 0.3, ("genetic", "tpe", "ddpg_paper"), (1,)),
+        ("resnet20", 0.3, everything, (2,)),
         ("resnet20", 0.5, everything, (1, 2)),
     ]
     found = [
