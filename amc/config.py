@@ -259,8 +259,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
             values[parent] = {}
         values = values[parent]
     before, values[last] = values.get(last), _yaml(text, override)
-    if key in ("space.name", "agent.name") and before not in (None, values[last]):
-        for option in [option for option in values if option != "name"]:  # they were the other's
+    kind: Literal["space", "agent"] = "space" if key == "space.name" else "agent"
+    if key == f"{kind}.name" and before not in (None, values[last]):
+        known = lookup(kind, str(values[last])).Options.model_fields
+        stay = {"name", "episodes"} & {"name", *known}  # the rest was the other's
+        for option in [option for option in values if option not in stay]:
             del values[option]
     if key in ("ratio", "limit") or (parents == ["budget"] and last in ("ratio", "limit")):
         values.pop("limit" if last == "ratio" else "ratio", None)

@@ -97,3 +97,13 @@ def test_the_budget_is_filled_where_the_reward_counts_no_costs() -> None:
         assert parse_config(base, [f"reward={reward}"]).budget.fill is False
     assert parse_config(base, ["budget.fill=false"]).budget.fill is False
     assert parse_config(base, ["reward=macs", "budget.fill=true"]).budget.fill is True
+
+
+def test_another_agent_searches_as_long() -> None:
+    preset = load_config("digits_resnet8_channel_macs50")[1].agent
+    other = load_config("digits_resnet8_channel_macs50", ["agent.name=sac"])[1].agent
+    assert other["episodes"] == preset["episodes"] == 120
+    own = load_config("amc_paper", ["agent.name=sac"])[1].agent
+    assert other == {**own, "episodes": 120}, "its other options are its own defaults"
+    once = load_config("digits_resnet8_channel_macs50", ["agent.name=uniform"])[1].agent
+    assert once == {"name": "uniform"}
