@@ -21,7 +21,9 @@ EPISODES = 300
 
 
 ONCE = ("uniform", "shallow", "deep")
-PAPER = {  # AMC's own way: bounded one by one, not scaled to the budget; the options of amc_paper
+VARIANTS = {
+    "td3_no_imitation": ["agent={name: td3, imitate: 0}"],
+    # AMC's own way: bounded one by one, not scaled to the budget; the options of amc_paper
     "random_paper": ["agent.name=random", "budget.fill=false"],
     "ddpg_paper": [
         "agent={name: ddpg, warmup_episodes: 100, warmup_spread: null, centred: false, sigma: 0.5, "
@@ -29,6 +31,7 @@ PAPER = {  # AMC's own way: bounded one by one, not scaled to the budget; the op
         "budget.fill=false",
     ],
 }
+PAPER = ("random_paper", "ddpg_paper")
 MAIN = ("td3", "random")
 OTHERS = ("ddpg", "genetic", "tpe", "sac", "greedy", "ddpnas")
 
@@ -54,7 +57,7 @@ class Job:
 
     @property
     def overrides(self) -> list[str]:
-        agent = PAPER.get(self.agent, [f"agent.name={self.agent}"])
+        agent = VARIANTS.get(self.agent, [f"agent.name={self.agent}"])
         own = [] if self.agent in ONCE else [f"agent.episodes={EPISODES}"]
         return [*agent, *own, f"budget.ratio={self.budget}", f"seed={self.seed}", *SPACE, *FAST]
 
@@ -65,6 +68,7 @@ def jobs() -> list[Job]:
     order = [
         ("resnet56", 0.3, ("uniform", *MAIN), (0, 1)),
         ("resnet20", 0.5, ("uniform", *MAIN), (0, 1, 2)),
+        ("resnet20", 0.3, ("td3_no_imitation",), (0, 1, 2)),
         ("resnet20", 0.3, ("uniform", *MAIN), (0, 1, 2, 3, 4)),
         ("resnet56", 0.3, ("genetic", "tpe", "ddpg_paper"), (0,)),
         ("resnet20", 0.3, everything, (0, 1)),
