@@ -95,7 +95,7 @@ def standings(comparison: Comparison) -> Table:
 
     shown = Table()
     shown.add_column("agent", overflow="fold", min_width=8)
-    for column in ("seeds", "evals", "seconds", what, "behind", "effect", "p"):
+    for column in ("seeds", "evals", "s", what, "behind", "effect", "p"):
         shown.add_column(column, justify="right", no_wrap=column in (what, "behind"))
     for row in rows:
         against = ("", "", "")
