@@ -108,6 +108,26 @@ def test_updates_come_one_for_each_transition_after_the_warm_up() -> None:
     assert agent.gamma == 1.0
 
 
+def test_imitation_begins_when_it_should() -> None:
+    never, late = trained(100)[0], trained(100, imitate=10, imitate_from=0.8)[0]
+    assert late.actions[: 81 * 3] == never.actions[: 81 * 3], "81: the first after which it acts"
+    assert late.actions != never.actions
+
+
+def test_imitation_moves_the_actor_to_the_best() -> None:
+    env, agent = trained(60, imitate=10)  # all warm-up
+    best = np.argsort(env.rewards)[-10:]
+    wanted = np.array(env.actions).reshape(60, 3).round(1)[best].mean(axis=0)
+
+    def distance() -> float:
+        ratios = [agent.best_ratio(np.eye(3, dtype=np.float32)[step]) for step in range(3)]
+        return float(np.abs(ratios - wanted).max())
+
+    before = distance()
+    agent._imitate(300, 64)
+    assert distance() < 0.2 * before
+
+
 def test_resumed_agent_goes_on_exactly() -> None:
     straight, _ = trained(100)
     states: list[Any] = []
