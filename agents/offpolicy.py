@@ -193,7 +193,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
     @property
     def _imitates(self) -> bool:
         begun = self.episodes_done > self.options.imitate_from * self.options.episodes
-        return begun and self.options.imitate > 0
+        return bool(begun and self.options.imitate)
 
     def _imitate(self, gradient_steps: int, batch_size: int) -> None:
         """Move the actor towards what was done in the best episodes, an update a transition."""
