@@ -67,14 +67,15 @@ class Variant:
 
 
 def variants() -> list[Variant]:
-    """AMC's agent with one part after another, then the default without each, then what was tried
-    besides.
+    """AMC's agent with one part after another, up to the default; the last but one without each of
+    them; what was tried besides.
     """
     noise = {"sigma": 0.5, "sigma_decay": 0.95}
     warmup = {"warmup_episodes": 100, "warmup_spread": None, "centred": False}
     rest = {"imitate": 0, "actor_lr": 1e-4}
     paper = Variant("ddpg as in the paper", "ddpg", {**noise, **warmup, **rest}, False)
-    default = Variant("the default: td3")
+    start = {"imitate_from": 0.0}
+    td3 = Variant("+ td3 instead of ddpg", "td3", start)
     return [
         Variant("uniform", "uniform", fill=False),
         Variant("random, bounded one by one", "random", fill=False),
@@ -84,17 +85,18 @@ def variants() -> list[Variant]:
         Variant("+ less noise, slower decay", "ddpg", {**warmup, **rest}),
         Variant("+ begun at uniform", "ddpg", rest),
         Variant("+ faster actor", "ddpg", {"imitate": 0}),
-        Variant("+ imitation", "ddpg"),
-        default,
-        replace(default, label="- whole budget", fill=False),
-        default.less("- less noise, slower decay", **noise),
-        default.less("- begun at uniform", **warmup),
-        default.less("- faster actor", actor_lr=1e-4),
-        default.less("- imitation", imitate=0),
-        default.less("Monte-Carlo targets", gamma=1e-9),
-        replace(default, label="four updates a transition", agent=MoreUpdates),
-        replace(default, label="five critics", agent=Ensemble),
-        Variant("sac", "sac"),
+        Variant("+ imitation from the start", "ddpg", start),
+        td3,
+        Variant("+ imitation in the second half only: the default"),
+        replace(td3, label="- whole budget", fill=False),
+        td3.less("- less noise, slower decay", **noise),
+        td3.less("- begun at uniform", **warmup),
+        td3.less("- faster actor", actor_lr=1e-4),
+        td3.less("- imitation", imitate=0),
+        td3.less("Monte-Carlo targets", gamma=1e-9),
+        replace(td3, label="four updates a transition", agent=MoreUpdates),
+        replace(td3, label="five critics", agent=Ensemble),
+        Variant("sac", "sac", start),
         Variant("genetic", "genetic"),
         Variant("tpe", "tpe"),
     ]
