@@ -302,10 +302,12 @@ def write_correlation() -> None:
 
 
 def write_picture() -> None:
-    """curves.png: the reward of the best so far over evaluations, a panel for each problem."""
-    ended = done()
+    """curves.png: the reward of the best so far over evaluations, a panel for each problem; without
+    the other variants of td3.
+    """
+    ended = [job for job in done() if not job.agent.startswith("td3_")]
     problems = dict.fromkeys((j.network, j.budget) for j in ended if j.agent not in ONCE)
-    figure = Figure(figsize=(6.5 * len(problems), 5.5), layout="constrained")
+    figure = Figure(figsize=(6.5 * len(problems), 6.3), layout="constrained")
     for axes, (network, budget) in zip(
         figure.subplots(1, len(problems), squeeze=False)[0], problems, strict=True
     ):
@@ -318,7 +320,7 @@ def write_picture() -> None:
         draw_curves(axes, Comparison("reward", tuple(curves)), "evaluations", COLORS)
         axes.set_title(f"{network}, {100 * budget:.0f}% of the MACs")
         axes.set_ylabel("minus KL from the untouched network, best so far")
-        axes.legend(fontsize=7, loc="lower right")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     figure.savefig(HERE / "curves.png", dpi=110)
 
 
