@@ -1,7 +1,7 @@
 """What AMC's agent adds to the off-policy algorithms of Stable-Baselines3, whichever it is.
 
 - warm-up: random keep ratios, no noise on top; no update before it ends
-- updates at the end of an episode, one for each transition; later on the best episodes are imitated
+- updates at the end of an episode, one for each transition; then the best episodes are imitated
 - two learning rates
 - `EpisodeReplayBuffer`: the episode's reward on every transition, executed actions, moving baseline
 - exact resume, with torch's random numbers of its own
@@ -69,9 +69,6 @@ class OffPolicyOptions(EpisodeOptions):
         ge=0,
         description="after each episode the actor also learns the actions of so many best episodes "
         "so far; 0: of none",
-    )
-    imitate_from: float = Field(
-        0.5, ge=0, le=1, description="part of the episodes after which it begins to imitate"
     )
 
 
@@ -187,13 +184,8 @@ class OffPolicyAgent(OffPolicyAlgorithm):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         with self._own_random_numbers():
             super().train(gradient_steps, batch_size)
-            if self._imitates:
+            if self.options.imitate:
                 self._imitate(gradient_steps, batch_size)
-
-    @property
-    def _imitates(self) -> bool:
-        begun = self.episodes_done > self.options.imitate_from * self.options.episodes
-        return bool(begun and self.options.imitate)
 
     def _imitate(self, gradient_steps: int, batch_size: int) -> None:
         """Move the actor towards what was done in the best episodes, an update a transition."""

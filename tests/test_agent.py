@@ -108,12 +108,6 @@ def test_updates_come_one_for_each_transition_after_the_warm_up() -> None:
     assert agent.gamma == 1.0
 
 
-def test_imitation_begins_when_it_should() -> None:
-    never, late = trained(100)[0], trained(100, imitate=10, imitate_from=0.8)[0]
-    assert late.actions[: 81 * 3] == never.actions[: 81 * 3], "81: the first after which it acts"
-    assert late.actions != never.actions
-
-
 def test_imitation_moves_the_actor_to_the_best() -> None:
     env, agent = trained(60, imitate=10)  # all warm-up
     best = np.argsort(env.rewards)[-10:]

@@ -53,6 +53,14 @@ class Ensemble(TD3Agent):
         super()._setup_model()
 
 
+class LateImitation(TD3Agent):
+    """Imitates in the second half of the search only."""
+
+    def _imitate(self, gradient_steps: int, batch_size: int) -> None:
+        if 2 * self.episodes_done > self.options.episodes:
+            super()._imitate(gradient_steps, batch_size)
+
+
 @dataclass(frozen=True)
 class Variant:
     """An agent with options; ``fill``: its strategies use the whole budget."""
@@ -67,15 +75,14 @@ class Variant:
 
 
 def variants() -> list[Variant]:
-    """AMC's agent with one part after another, up to the default; the last but one without each of
-    them; what was tried besides.
+    """AMC's agent with one part after another, up to the default; the default without each of them;
+    what was tried besides.
     """
     noise = {"sigma": 0.5, "sigma_decay": 0.95}
     warmup = {"warmup_episodes": 100, "warmup_spread": None, "centred": False}
     rest = {"imitate": 0, "actor_lr": 1e-4}
     paper = Variant("ddpg as in the paper", "ddpg", {**noise, **warmup, **rest}, False)
-    start = {"imitate_from": 0.0}
-    td3 = Variant("+ td3 instead of ddpg", "td3", start)
+    default = Variant("+ td3 instead of ddpg: the default")
     return [
         Variant("uniform", "uniform", fill=False),
         Variant("random, bounded one by one", "random", fill=False),
@@ -85,18 +92,18 @@ def variants() -> list[Variant]:
         Variant("+ less noise, slower decay", "ddpg", {**warmup, **rest}),
         Variant("+ begun at uniform", "ddpg", rest),
         Variant("+ faster actor", "ddpg", {"imitate": 0}),
-        Variant("+ imitation from the start", "ddpg", start),
-        td3,
-        Variant("+ imitation in the second half only: the default"),
-        replace(td3, label="- whole budget", fill=False),
-        td3.less("- less noise, slower decay", **noise),
-        td3.less("- begun at uniform", **warmup),
-        td3.less("- faster actor", actor_lr=1e-4),
-        td3.less("- imitation", imitate=0),
-        td3.less("Monte-Carlo targets", gamma=1e-9),
-        replace(td3, label="four updates a transition", agent=MoreUpdates),
-        replace(td3, label="five critics", agent=Ensemble),
-        Variant("sac", "sac", start),
+        Variant("+ imitation", "ddpg"),
+        default,
+        replace(default, label="- whole budget", fill=False),
+        default.less("- less noise, slower decay", **noise),
+        default.less("- begun at uniform", **warmup),
+        default.less("- faster actor", actor_lr=1e-4),
+        default.less("- imitation", imitate=0),
+        default.less("Monte-Carlo targets", gamma=1e-9),
+        replace(default, label="imitation in the second half only", agent=LateImitation),
+        replace(default, label="four updates a transition", agent=MoreUpdates),
+        replace(default, label="five critics", agent=Ensemble),
+        Variant("sac", "sac"),
         Variant("genetic", "genetic"),
         Variant("tpe", "tpe"),
     ]

@@ -22,7 +22,6 @@ EPISODES = 300
 
 ONCE = ("uniform", "shallow", "deep")
 VARIANTS = {
-    "td3_early": ["agent={name: td3, imitate_from: 0}"],
     "td3_never": ["agent={name: td3, imitate: 0}"],
     # AMC's own way: bounded one by one, not scaled to the budget; the options of amc_paper
     "random_paper": ["agent.name=random", "budget.fill=false"],
@@ -72,12 +71,11 @@ def jobs() -> list[Job]:
         ("resnet20", 0.5, ("uniform", *MAIN), (0, 1, 2)),
         ("resnet20", 0.3, MAIN, (3, 4)),
         ("resnet20", 0.3, everything, (0,)),
-        ("resnet20", 0.3, ("td3_early", "td3_never"), (0, 1, 2)),
+        ("resnet20", 0.3, ("td3_never",), (0, 1, 2)),
         ("resnet56", 0.3, ("genetic", "ddpg_paper", "tpe"), (0,)),
         ("resnet20", 0.3, everything, (1,)),
         ("resnet20", 0.5, everything, (0,)),
-        ("resnet20", 0.5, ("td3_early",), (0, 1, 2)),
-        ("resnet56", 0.3, ("td3_early", "genetic", "ddpg_paper", "tpe"), (0, 1)),
+        ("resnet56", 0.3, ("genetic", "ddpg_paper", "tpe"), (1,)),
         ("resnet20", 0.3, everything, (2,)),
         ("resnet20", 0.5, everything, (1, 2)),
     ]
