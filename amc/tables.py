@@ -93,15 +93,15 @@ def standings(comparison: Comparison) -> Table:
         interval = "" if math.isnan(low) else f" ± {scale * (high - low) / 2:.{digits}f}"
         return f"{scale * mean:.{digits}f}{interval}"
 
-    shown = Table()
+    shown = Table(pad_edge=False)  # 80 columns are enough
     shown.add_column("agent", overflow="fold", min_width=8)
-    for column in ("seeds", "evals", "s", what, "behind", "effect", "p"):
+    for column in ("runs", "s", what, "behind", "effect", "p"):
         shown.add_column(column, justify="right", no_wrap=column in (what, "behind"))
     for row in rows:
         against = ("", "", "")
         if (pair := pairs.get(row.label)) is not None:
             behind = text(pair.difference, pair.low, pair.high)
             against = behind, f"{pair.effect:+.2f}", f"{pair.p:.2f}"
-        counts = str(row.seeds), str(row.evaluations), f"{row.seconds:.0f}"
+        counts = f"{row.seeds} × {row.evaluations}", f"{row.seconds:.0f}"
         shown.add_row(row.label, *counts, text(row.mean, row.low, row.high), *against)
     return shown
