@@ -179,8 +179,8 @@ def compare(
     _print(tables.standings(found), summary, as_json)
     if not as_json:
         out.print(
-            "runs: seeds × evaluations; ±: 95% interval of the mean; behind: the first, by seed; effect: Cliff's delta (+1: "
-            "every run of the first is better); p: Wilcoxon's rank sum",
+            "runs: seeds x evaluations; ±: 95% interval of the mean; behind: the first, by seed; "
+            "effect: Cliff's delta (+1: every run of the first is better); p: Wilcoxon's rank sum",
             highlight=False,
             soft_wrap=True,
         )

@@ -102,6 +102,6 @@ def standings(comparison: Comparison) -> Table:
         if (pair := pairs.get(row.label)) is not None:
             behind = text(pair.difference, pair.low, pair.high)
             against = behind, f"{pair.effect:+.2f}", f"{pair.p:.2f}"
-        counts = f"{row.seeds} × {row.evaluations}", f"{row.seconds:.0f}"
+        counts = f"{row.seeds} x {row.evaluations}", f"{row.seconds:.0f}"
         shown.add_row(row.label, *counts, text(row.mean, row.low, row.high), *against)
     return shown
