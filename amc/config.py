@@ -10,7 +10,7 @@ import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -259,14 +259,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
             values[parent] = {}
         values = values[parent]
     before, values[last] = values.get(last), _yaml(text, override)
-    kind: Literal["space", "agent"] = "space" if key == "space.name" else "agent"
-    if key == f"{kind}.name" and before not in (None, values[last]):
-        known = lookup(kind, str(values[last])).Options.model_fields
-        stay = {"name", "episodes"} & {"name", *known}  # the rest was the other's
-        for option in [option for option in values if option not in stay]:
-            del values[option]
+    if key in ("space.name", "agent.name") and before not in (None, values[last]):
+        _forget_options(values, parents[0])
     if key in ("ratio", "limit") or (parents == ["budget"] and last in ("ratio", "limit")):
         values.pop("limit" if last == "ratio" else "ratio", None)
+
+
+def _forget_options(values: dict[str, Any], kind: Any) -> None:
+    """Another plug-in is named now: only the number of episodes stays, where it has any."""
+    known = lookup(kind, str(values["name"])).Options.model_fields
+    for option in set(values) - {"name"}:
+        if option != "episodes" or option not in known:
+            del values[option]
 
 
 def _yaml(text: str, source: str) -> Any:

@@ -105,10 +105,8 @@ def draw_curves(
         mean, low, high = scale * band.mean, scale * band.low, scale * band.high
         if band.evaluations > HANDFUL:
             style = "-" if number < 10 else "--"
-            look = {"color": color, "linestyle": style, "linewidth": 1.6, "label": name}
-            axes.step(band.x, mean, where="post", **look)
-            shade = {"color": color, "alpha": 0.15, "linewidth": 0}
-            axes.fill_between(band.x, low, high, step="post", **shade)
+            axes.step(band.x, mean, style, where="post", color=color, linewidth=1.6, label=name)
+            axes.fill_between(band.x, low, high, step="post", color=color, alpha=0.15, linewidth=0)
         else:
             axes.axhline(mean[-1], color=color, linestyle=":", linewidth=1.2, label=name)
         levels += [mean[-1], mean[len(mean) // 10]]

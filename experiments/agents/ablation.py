@@ -9,7 +9,7 @@ reconstruction errors of its layers; it is fitted to every strategy that run.py'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,14 +24,14 @@ import pandas as pd
 import torch
 from amc.agents.td3 import TD3Agent
 from amc.envs import ENV_ID
-from run import ONCE, Job, jobs
+from measure import done, own_lines, problem_of
+from run import ONCE, Job
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold, cross_val_predict
 
+from amc.config import load_config
 from amc.problem import Problem
 from amc.registry import lookup
-from amc.run import Run
-from amc.search import open_problem
 
 HERE = Path(__file__).parent
 EPISODES, SEEDS = 300, 5
@@ -66,7 +66,7 @@ class Variant:
     """An agent with options; ``fill``: its strategies use the whole budget."""
 
     label: str
-    agent: str | type[TD3Agent] = "td3"
+    agent: str = "td3"
     options: Mapping[str, Any] = field(default_factory=dict)
     fill: bool = True
 
@@ -78,9 +78,10 @@ def variants() -> list[Variant]:
     """AMC's agent with one part after another, up to the default; the default without each of them;
     what was tried besides.
     """
-    noise = {"sigma": 0.5, "sigma_decay": 0.95}
-    warmup = {"warmup_episodes": 100, "warmup_spread": None, "centred": False}
-    rest = {"imitate": 0, "actor_lr": 1e-4}
+    published = load_config("amc_paper")[1].agent
+    noise = {key: published[key] for key in ("sigma", "sigma_decay")}
+    warmup = {key: published[key] for key in ("warmup_episodes", "warmup_spread", "centred")}
+    rest = {key: published[key] for key in ("imitate", "actor_lr")}
     paper = Variant("ddpg as in the paper", "ddpg", {**noise, **warmup, **rest}, False)
     default = Variant("+ td3 instead of ddpg: the default")
     return [
@@ -100,9 +101,9 @@ def variants() -> list[Variant]:
         default.less("- faster actor", actor_lr=1e-4),
         default.less("- imitation", imitate=0),
         default.less("Monte-Carlo targets", gamma=1e-9),
-        replace(default, label="imitation in the second half only", agent=LateImitation),
-        replace(default, label="four updates a transition", agent=MoreUpdates),
-        replace(default, label="five critics", agent=Ensemble),
+        replace(default, label="imitation in the second half only", agent="ablation:LateImitation"),
+        replace(default, label="four updates a transition", agent="ablation:MoreUpdates"),
+        replace(default, label="five critics", agent="ablation:Ensemble"),
         Variant("sac", "sac"),
         Variant("genetic", "genetic"),
         Variant("tpe", "tpe"),
@@ -142,16 +143,13 @@ def features(
 def fitted() -> Model:
     """The model, and on the way what it is worth on strategies that it was not fitted to."""
     torch.set_num_threads(1)
-    path = Job("resnet20", 0.3, "uniform", 0).path
-    assert path is not None
-    problem = open_problem(path)[1]
+    problem = problem_of(Job("resnet20", 0.3, "uniform", 0))
     tables = [problem.space.layer_errors(decision) for decision in problem.space.decisions]
     errors = tuple(table for table in tables if table is not None)
     found: dict[tuple[int, ...], dict[str, Any]] = {}
-    for job in jobs():
-        if (job.network, job.budget) == ("resnet20", 0.3) and job.path and job.agent not in ONCE:
-            for line in Run.open(job.path).lines():
-                found[tuple(line["strategy"].values())] = line
+    for job in done("resnet20"):
+        if job.budget == 0.3 and job.agent not in ONCE:
+            found |= {tuple(line["strategy"].values()): line for line in own_lines(job)}
     rows = np.array([features(problem, errors, line["strategy"]) for line in found.values()])
     target = np.log([line["kl"] for line in found.values()])
     predicted = cross_val_predict(
@@ -183,11 +181,9 @@ def kls(variant: Variant, seed: int) -> np.ndarray:
     budget = replace(model.problem.budget, fill=variant.fill)
     space = model.problem.space
     env = gymnasium.make(ENV_ID, space=space, budget=budget, evaluate=evaluate)
-    agent: Callable[..., Any] = (
-        lookup("agent", variant.agent) if isinstance(variant.agent, str) else variant.agent
-    )
+    agent = lookup("agent", variant.agent)
     episodes = {} if variant.agent in ONCE else {"episodes": EPISODES}
-    options = agent.Options(**variant.options, **episodes)  # type: ignore[attr-defined]
+    options = agent.Options(**variant.options, **episodes)
     evaluate(env.get_wrapper_attr("bounds").uniform())  # a search begins with it
     agent(env, len(space.decisions), options, seed).run()
     return np.array(seen)

@@ -3,7 +3,6 @@
 python experiments/agents/measure.py finalists     results.csv
 python experiments/agents/measure.py rewards       rewards.csv: which measure chooses best
 python experiments/agents/measure.py correlation   correlation.csv: before against after fine-tuning
-python experiments/agents/measure.py picture       curves.png
 
 Each goes on where it stopped, and adds what new searches have found since.
 """
@@ -21,18 +20,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from run import ONCE, RUNS, Job, jobs
 from scipy.stats import spearmanr
 
-from amc.compare import Comparison, Curve
+from amc.compare import Curve
 from amc.config import TrainConfig
 from amc.evaluate.data import data_folder
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.inference import ImageSet, logits, per_image, prepared
 from amc.evaluate.rewards import Score
 from amc.problem import Problem
-from amc.report import draw_curves
 from amc.run import Run, write_json
 from amc.search import open_problem
 from amc.train import train
@@ -41,15 +38,6 @@ HERE = Path(__file__).parent
 FINALISTS = 5
 FINETUNE = TrainConfig(epochs=1, lr=0.01)
 STRATEGIES = 24  # of the correlation
-NAMES = {"ddpg_paper": "ddpg, paper", "random_paper": "random, paper's bounding"}
-ORDER = ["td3", "random", "ddpg", "genetic", "tpe", "sac", "greedy", "ddpnas"]
-COLORS = {name: f"C{number}" for number, name in enumerate(ORDER)} | {
-    "ddpg, paper": "black",
-    "random, paper's bounding": "0.5",
-    "uniform": "0.3",
-    "shallow": "C8",
-    "deep": "C9",
-}
 MEASURES = ("search_accuracy", "cross_entropy", "kl")
 
 
@@ -301,34 +289,10 @@ def write_correlation() -> None:
         print(measure, spearmanr(table[measure], table["finetuned_test_accuracy"]))
 
 
-def write_picture() -> None:
-    """curves.png: the reward of the best so far over evaluations, a panel for each problem; without
-    the other variants of td3.
-    """
-    ended = [job for job in done() if not job.agent.startswith("td3_")]
-    problems = dict.fromkeys((j.network, j.budget) for j in ended if j.agent not in ONCE)
-    figure = Figure(figsize=(6.5 * len(problems), 6.3), layout="constrained")
-    for axes, (network, budget) in zip(
-        figure.subplots(1, len(problems), squeeze=False)[0], problems, strict=True
-    ):
-        own = [job for job in ended if (job.network, job.budget) == (network, budget)]
-        curves = [
-            Curve.of(Run.open(job.path), NAMES.get(job.agent, job.agent), "reward")
-            for job in own
-            if job.path is not None
-        ]
-        draw_curves(axes, Comparison("reward", tuple(curves)), "evaluations", COLORS)
-        axes.set_title(f"{network}, {100 * budget:.0f}% of the MACs")
-        axes.set_ylabel("minus KL from the untouched network, best so far")
-        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
-    figure.savefig(HERE / "curves.png", dpi=110)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     {
         "finalists": write_results,
         "rewards": write_rewards,
         "correlation": write_correlation,
-        "picture": write_picture,
     }[sys.argv[1]]()

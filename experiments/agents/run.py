@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
+
+from amc.config import load_config
+from amc.search import resume, search
+
 HERE = Path(__file__).parent
 RUNS = Path("runs/agents")
 FAST = ["evaluate.images=2000", "evaluate.calibration_images=500", "evaluate.racing=0.9"]
@@ -23,13 +28,9 @@ EPISODES = 300
 ONCE = ("uniform", "shallow", "deep")
 VARIANTS = {
     "td3_never": ["agent={name: td3, imitate: 0}"],
-    # AMC's own way: bounded one by one, not scaled to the budget; the options of amc_paper
+    # AMC's own way: bounded one by one, not scaled to the budget
     "random_paper": ["agent.name=random", "budget.fill=false"],
-    "ddpg_paper": [
-        "agent={name: ddpg, warmup_episodes: 100, warmup_spread: null, centred: false, sigma: 0.5, "
-        "sigma_decay: 0.95, actor_lr: 1e-4, imitate: 0}",
-        "budget.fill=false",
-    ],
+    "ddpg_paper": [f"agent={json.dumps(load_config('amc_paper')[1].agent)}", "budget.fill=false"],
 }
 PAPER = ("random_paper", "ddpg_paper")
 MAIN = ("td3", "random")
@@ -76,6 +77,7 @@ def jobs() -> list[Job]:
         ("resnet20", 0.3, everything, (1,)),
         ("resnet56", 0.3, ("genetic", "ddpg_paper", "tpe"), (0,)),
         ("resnet56", 0.3, ("genetic", "ddpg_paper", "tpe"), (1,)),
+        ("resnet20", 0.3, MAIN, range(5, 12)),
         ("resnet20", 0.3, everything, (2,)),
         ("resnet20", 0.5, everything, (1, 2)),
     ]
@@ -90,12 +92,7 @@ def jobs() -> list[Job]:
 
 def run(job: Job) -> str:
     """Search, or go on with a search."""
-    import torch
-
     torch.set_num_threads(1)
-    from amc.config import load_config
-    from amc.search import resume, search
-
     if job.path is None:
         _, config = load_config(f"cifar10_{job.network}_channel_macs50", job.overrides)
         best = search(config, out=RUNS, name=job.name).best
@@ -112,7 +109,7 @@ def main() -> None:
     parser.add_argument("agents", nargs="*")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--network")
-    parser.add_argument("--seeds", type=int, default=9)
+    parser.add_argument("--seeds", type=int, default=99)
     chosen = parser.parse_args()
     todo = [
         job
