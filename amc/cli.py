@@ -133,6 +133,40 @@ def evaluate(
 
 
 @app.command()
+def finetune(
+    run: Path,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="its folder; by default finetune in the run")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option(help="write events for TensorBoard")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the best strategy of a run; with torchrun, on several GPUs. Ctrl-C loses nothing.
+
+    KEY: epochs, lr, distill.soft, ... as `amc show PRESET` lists them under finetune.
+    """
+    from amc import finetune as finetuning
+
+    report = ConsoleReport(err).listen()
+    try:
+        result = finetuning.finetune(
+            run, overrides or [], to=to, report=report, tensorboard=tensorboard
+        )
+    except KeyboardInterrupt:
+        report.close()
+        where = "" if to is None else f" --out {to}"
+        raise _Interrupted(f"stopped; go on with: amc finetune {run}{where}") from None
+    if not result.first:  # of several processes one speaks
+        return
+    metrics = result.metrics
+    _print(tables.finetuned(metrics), {"path": str(result.path), **metrics}, as_json)
+    if not as_json:
+        out.print(f"fine-tuned: [bold]{result.path}[/]", soft_wrap=True, highlight=False)
+        out.print(f"next: amc export {run}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def export(
     run: Path,
     formats: Annotated[
@@ -165,8 +199,8 @@ def compare(
     from dataclasses import asdict
 
     from amc import compare as comparing
+    from amc.files import write_bytes
     from amc.report import plot_comparison
-    from amc.run import write_bytes
 
     found = comparing.compare(runs, comparing.measure_of(by))
     for name, table in comparing.tables(found).items():
@@ -211,10 +245,10 @@ def profile(
     Ctrl-C loses nothing: the same command goes on.
     """
     from amc.config import config_of
+    from amc.files import write_bytes
     from amc.problem import untrained_space
     from amc.profiling.bench import emit_bench, import_csv
     from amc.profiling.survey import measure_profile, profile_path, time_of
-    from amc.run import write_bytes
     from amc.runtime import make_runtime
 
     if times is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from amc.cost.budget import Budget
 from amc.cost.cost import METRICS, Cost, Metric
@@ -21,21 +21,17 @@ from amc.errors import UserError, unknown
 from amc.evaluate.inference import Precision
 from amc.evaluate.rewards import COSTLESS
 from amc.registry import lookup
+from amc.spaces.base import Options
+from amc.training.settings import FinetuneConfig, TrainConfig
 
 T = TypeVar("T", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _canonical_metric(name: Any) -> Any:
     return "macs" if name == "flops" else name
 
 
-class BudgetConfig(Section):
+class BudgetConfig(Options):
     """What the compressed network may cost."""
 
     metric: Annotated[Metric, BeforeValidator(_canonical_metric)] = Field(
@@ -58,7 +54,7 @@ class BudgetConfig(Section):
         return Budget.of(self.metric, original, self.ratio, self.limit, bool(self.fill))
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(Options):
     """How a strategy is measured."""
 
     images: int = Field(5000, ge=1, description="held-out training images the search measures on")
@@ -78,19 +74,7 @@ class EvaluateConfig(Section):
     )
 
 
-class TrainConfig(Section):
-    """Train the base network first (where weights is none). The held-out images are left out."""
-
-    epochs: int = Field(30, ge=1, description="passes over the training images")
-    batch_size: int = Field(128, ge=1, description="images an update")
-    lr: float = Field(0.1, gt=0, description="peak learning rate of SGD, one cosine")
-    weight_decay: float = Field(
-        5e-4, ge=0, description="on weights of convolutions and linear layers"
-    )
-    augment: bool = Field(True, description="random shifts and mirror images")
-
-
-class Config(Section):
+class Config(Options):
     """One run."""
 
     model: str | None = Field(
@@ -118,7 +102,12 @@ class Config(Section):
     agent: dict[str, Any] = Field(
         default_factory=lambda: {"name": "td3"}, description="the search algorithm and its options"
     )
-    train: TrainConfig | None = Field(None, description="train the base network first")
+    train: TrainConfig | None = Field(
+        None, description="train the base network first, on all but the held-out images"
+    )
+    finetune: FinetuneConfig = Field(
+        default_factory=FinetuneConfig, description="how `amc finetune` trains the result"
+    )
     heldout: str | None = Field(
         None,
         description="a .npy file of held-out indices, looked for in the data directory; none: "
@@ -214,6 +203,18 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
         fill = config.reward in COSTLESS
         updates["budget"] = config.budget.model_copy(update={"fill": fill})
     return config.model_copy(update=updates)
+
+
+def finetune_config(config: Config, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """The section ``finetune`` of a run's configuration, with overrides ``a.b=value`` applied.
+
+    Raises:
+        UserError: naming the key, its value and what is expected.
+    """
+    values = config.finetune.model_dump()
+    for override in overrides:
+        _apply(values, override)
+    return _validated(FinetuneConfig, values, "")
 
 
 def _options(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:

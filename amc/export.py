@@ -21,14 +21,14 @@ from torch import nn
 from amc.cost.cost import Cost, cost_of
 from amc.errors import UserError, unknown
 from amc.evaluate.data import Dataset
-from amc.evaluate.inference import ImageSet, logits, prepared, score
+from amc.files import write_bytes, write_json
 from amc.network.layers import evaluating, example_input
 from amc.network.models import build_model, load_weights
 from amc.network.trace import trace
 from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.registry import lookup
-from amc.run import Run, write_bytes, write_json
+from amc.run import Run
 from amc.runtime import onnx_session, quiet
 from amc.search import open_problem
 
@@ -181,11 +181,11 @@ def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> d
     run, problem = open_problem(run_path, report=report)
     model = load(folder) if exported else problem.space.apply(run.best["strategy"])
     result: dict[str, Any] = {"path": str(folder)}
-    result["search_accuracy"] = _accuracy(problem, model, test=False)
-    result["baseline_search_accuracy"] = _accuracy(problem, problem.network.model, test=False)
+    result["search_accuracy"] = problem.accuracy(model, test=False)
+    result["baseline_search_accuracy"] = problem.accuracy(problem.network.model, test=False)
     if test:
-        result["test_accuracy"] = _accuracy(problem, model, test=True)
-        result["baseline_test_accuracy"] = _accuracy(problem, problem.network.model, test=True)
+        result["test_accuracy"] = problem.accuracy(model, test=True)
+        result["baseline_test_accuracy"] = problem.accuracy(problem.network.model, test=True)
     result |= {**_cost(problem, model).as_dict(), "baseline": problem.space.cost({}).as_dict()}
     result["measured_latency_ms"] = problem.measured_latency(model)
     return result
@@ -212,8 +212,8 @@ def _measured(
     cost = _cost(problem, compressed)
     original = problem.space.cost({})
     return {
-        "test_accuracy": _accuracy(problem, compressed, test=True),
-        "baseline_test_accuracy": _accuracy(problem, problem.network.model, test=True),
+        "test_accuracy": problem.accuracy(compressed, test=True),
+        "baseline_test_accuracy": problem.accuracy(problem.network.model, test=True),
         "finetuned_test_accuracy": None,
         "search_accuracy": best["search_accuracy"],
         **cost.as_dict(),
@@ -227,18 +227,3 @@ def _measured(
 def _cost(problem: Problem, model: nn.Module) -> Cost:
     """What a network costs: of the metal, not of the paper."""
     return cost_of(trace(model, problem.dataset.input_shape), problem.space.latency)
-
-
-def _accuracy(problem: Problem, model: nn.Module, test: bool) -> float:
-    dataset = problem.dataset
-    source = dataset.test if test else dataset.train
-    indices = np.arange(len(source.labels)) if test else problem.splits.heldout
-    size = problem.network.table.activations.batch_size()
-    fast = prepared(model, problem.network, bf16=False)
-    total = 0.0
-    for start in range(0, len(indices), 5000):  # a folder of images need not fit into memory
-        images = ImageSet.of(dataset, source, indices[start : start + 5000])
-        total += score(logits(fast, images, size, bf16=False), images.labels).accuracy * len(
-            images.labels
-        )
-    return total / len(indices)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,18 +17,17 @@ from amc.cost.device import DeviceProfile, load_device
 from amc.errors import UserError
 from amc.evaluate.data import Dataset, Splits, data_folder, find_file, load_dataset, split
 from amc.evaluate.evaluator import Evaluator
-from amc.evaluate.inference import ImageSet
+from amc.evaluate.inference import ImageSet, logits, prepared
 from amc.network.layers import evaluating, example_input
 from amc.network.models import BUILTIN, build_model, load_weights
 from amc.network.trace import Network
 from amc.profiling.reach import step_of
 from amc.progress import Report, silent
 from amc.registry import lookup
-from amc.run import processor
-from amc.runtime import Runtime, compare, make_runtime
+from amc.runtime import Runtime, compare, make_runtime, processor
 from amc.spaces.base import CompressionSpace
 from amc.spaces.bounding import Bounds
-from amc.train import train
+from amc.training.trainer import train
 
 _SHAPES: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
@@ -100,6 +100,19 @@ class Problem:
         chosen: Any = precision or self.config.evaluate.precision
         racing = self.config.evaluate.racing
         return Evaluator(self.space, images, self.budget, reward, chosen, racing)
+
+    def accuracy(self, model: nn.Module, test: bool = False) -> float:
+        """Of a network made from this one, on the held-out or on all test images, in fp32."""
+        source = self.dataset.test if test else self.dataset.train
+        indices = np.arange(len(source.labels)) if test else self.splits.heldout
+        size = self.network.table.activations.batch_size()
+        fast = prepared(model, self.network, bf16=False)
+        correct = 0.0
+        for start in range(0, len(indices), 5000):  # a folder of images need not fit into memory
+            images = ImageSet.of(self.dataset, source, indices[start : start + 5000])
+            outputs = logits(fast, images, size, bf16=False)
+            correct += float((outputs.argmax(1) == images.labels).sum())
+        return correct / len(indices)
 
     def doubts(self) -> list[str]:
         """Why the device profile may mislead this search, a sentence each."""

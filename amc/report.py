@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from amc.compare import Axis, Comparison
 from amc.cost.device import DeviceProfile
 from amc.evaluate.evaluator import Outcome
-from amc.run import write_bytes
+from amc.files import write_bytes
 
 matplotlib.use("Agg")
 
@@ -68,6 +68,30 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
     )
     top.legend(fontsize=8, loc="lower right")
     _plot_ratios(bottom, best)
+    _write(figure, path)
+
+
+def plot_finetune(
+    epochs: Sequence[Mapping[str, Any]], before: Mapping[str, Any], path: Path
+) -> None:
+    """Accuracy over the epochs of a fine-tuning: of the training images as they are augmented, and
+    of the held-out ones, with the uncompressed network and the one before fine-tuning.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    x = [row["epoch"] for row in epochs]
+    axes.plot(x, [100 * row["train_accuracy"] for row in epochs], color="#9aa5b1", label="training")
+    if epochs[0]["heldout_accuracy"] is not None:
+        accuracies = [100 * row["heldout_accuracy"] for row in epochs]
+        axes.plot(x, accuracies, ".-", color="#2b6cb0", label="held-out")
+        for key, color, label in (
+            ("baseline_search_accuracy", "#38a169", "uncompressed, held-out"),
+            ("search_accuracy", "#dd6b20", "before fine-tuning, held-out"),
+        ):
+            axes.axhline(100 * before[key], color=color, linestyle="--", label=label)
+    axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Fine-tuning")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8)
     _write(figure, path)
 
 

@@ -8,14 +8,10 @@ run killed at any moment is whole.
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import json
 import os
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,63 +23,11 @@ from amc.cost.cost import Cost
 from amc.errors import UserError
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.rewards import Score
+from amc.files import on_disk, write_bytes, write_json
 from amc.network.layers import LayerSpec, LayerTable
 
 SCHEMA = 2  # 1: searches of version 0.1
 CHECKPOINT = "agent.pt"
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-            raise UserError(
-                f"{str(path)!r} cannot be written ({os.strerror(error.errno)}): what was done "
-                "before is safe; make room, then resume"
-            ) from error
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file aside, flush it to the disk, and rename it into place.
-
-    Raises:
-        UserError: the disk is full or read-only; the file is as it was before.
-    """
-    aside = path.with_name(path.name + ".part")
-    with _disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_bytes`, as indented JSON."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    names = [
-        line.partition(":")[2].strip()
-        for line in text.splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()
 
 
 class Run:
@@ -209,7 +153,10 @@ class Run:
         path = self.path / "episodes.jsonl"
         line = json.dumps({"episode": episode, "phase": phase, **outcome.as_line()}) + "\n"
         left = line.encode()
-        with _disk(path), path.open("ab", buffering=0) as file:  # a buffer would try again at close
+        with (
+            on_disk(path),
+            path.open("ab", buffering=0) as file,
+        ):  # a buffer would try again at close
             before = file.tell()
             try:
                 while left:

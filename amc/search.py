@@ -33,11 +33,13 @@ from amc.errors import UserError
 from amc.evaluate.data import Dataset
 from amc.evaluate.evaluator import Evaluator, Outcome
 from amc.evaluate.inference import ImageSet
+from amc.files import write_bytes
 from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.report import plot_search
-from amc.run import SCHEMA, Run, processor, write_bytes
+from amc.run import SCHEMA, Run
+from amc.runtime import processor
 
 # The base network's weights, kept in the run where they come from no file.
 BASE = "base.safetensors"
@@ -128,8 +130,11 @@ def open_problem(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     report: Report = silent,
+    weights: str | None = None,
 ) -> tuple[Run, Problem]:
-    """A run and what it works on, as it was when the run started."""
+    """A run and what it works on, as it was when the run started; with other ``weights`` of the
+    same network, if they are named.
+    """
     run = Run.open(Path(path))
     config = run.config
     if config.model is None and model is None:
@@ -138,6 +143,8 @@ def open_problem(
             "amc.search.resume(path, model=...)"
         )
     base = run.path / BASE if (run.path / BASE).is_file() else None
+    if weights is not None:
+        base = weights_file(config.model_copy(update={"weights": weights}))
     if base is None and config.weights is None:
         raise UserError(
             f"{str(path)!r} has no {BASE}: it stopped before its network was trained; start it "
@@ -259,20 +266,7 @@ def _provenance(problem: Problem) -> dict[str, Any]:
     weights = weights_file(config)
     sample = problem.dataset.train.fetch(problem.splits.heldout[:100]).numpy().tobytes()
     return {
-        "amc": __version__,
-        "command": sys.argv,
-        "git_commit": _git_commit(),
-        "packages": {
-            name: metadata.version(name)
-            for name in ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy", "scipy")
-        },
-        "python": platform.python_version(),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": processor(),
-            "cores": os.cpu_count(),
-        },
-        "threads": torch.get_num_threads(),
+        **surroundings(),
         "checksums": {
             "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
             "heldout_indices": hashlib.sha256(problem.splits.heldout.tobytes()).hexdigest(),
@@ -282,6 +276,24 @@ def _provenance(problem: Problem) -> dict[str, Any]:
         "classes": problem.dataset.classes,
         "left_alone": problem.space.left_alone,
         "device_doubts": problem.doubts(),
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """By what, from what, on what and when."""
+    packages = "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy", "scipy"
+    return {
+        "amc": __version__,
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": {
+            "platform": platform.platform(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+        },
+        "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

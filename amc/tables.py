@@ -52,6 +52,15 @@ def _add_times(table: Table, label: str, before: float, after: float, ratio: flo
     table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{ratio:.3f}")
 
 
+def finetuned(metrics: dict[str, Any]) -> Table:
+    """A network before compression, after it, and after fine-tuning."""
+    shown = Table("accuracy", "baseline", "compressed", "fine-tuned")
+    for key, label in (("search_accuracy", "held-out"), ("test_accuracy", "test")):
+        values = (metrics[f"{stage}{key}"] for stage in ("baseline_", "", "finetuned_"))
+        shown.add_row(label, *("" if value is None else percent(value) for value in values))
+    return shown
+
+
 def layers(table: LayerTable, ms: float) -> Table:
     """The layers that cost MACs, and the whole network with its measured latency."""
     shown = Table("layer", "kind", "in", "out", "kernel", "output", "MACs", "params")

@@ -381,8 +381,8 @@ def test_damaged_and_unfitting_files(digits: Dataset, tmp_path: Path) -> None:
 
 
 def test_memorised_images_are_noticed(digits: Dataset, tmp_path: Path) -> None:
-    from amc.config import TrainConfig
-    from amc.train import train
+    from amc.training.settings import TrainConfig
+    from amc.training.trainer import train
 
     torch.manual_seed(0)
     model = Mine()

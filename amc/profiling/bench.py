@@ -15,12 +15,12 @@ from typing import Any
 from amc.cost.device import DeviceProfile
 from amc.cost.layer_times import Family, LayerTimes, Point
 from amc.errors import UserError
+from amc.files import write_bytes, write_json
 from amc.network.layers import example_input
 from amc.profiling.copies import Copies, copies_of, layer_input
 from amc.profiling.reach import random_strategies, step_of, structure_of, timed_layers, widths_of
 from amc.profiling.survey import CHECKED, FITTED, fit_network, new_profile
 from amc.progress import Report, silent
-from amc.run import write_bytes, write_json
 from amc.runtime import onnx_bytes
 from amc.spaces.base import CompressionSpace, Strategy
 

@@ -23,14 +23,14 @@ from scipy.optimize import nnls
 from amc.cost.device import DeviceProfile, Fidelity, NetworkFit, converted_mb
 from amc.cost.layer_times import Family, LayerTimes, Point
 from amc.errors import UserError
+from amc.files import write_bytes
 from amc.network.layers import example_input
 from amc.network.trace import Network
 from amc.profiling.copies import Copies, bytes_of, copies_of, layer_input
 from amc.profiling.grid import Pair, plan
 from amc.profiling.reach import random_strategies, step_of, structure_of, timed_layers, widths_of
 from amc.progress import Report, silent
-from amc.run import processor, write_bytes
-from amc.runtime import Run, Runtime, interleaved, median_ms, robust_spread
+from amc.runtime import Run, Runtime, interleaved, median_ms, processor, robust_spread
 from amc.spaces.base import CompressionSpace
 
 FITTED, CHECKED = 24, 40  # whole networks that the overhead is fitted on, and that check it

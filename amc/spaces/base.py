@@ -58,7 +58,9 @@ class Decision:
 
 
 class Options(BaseModel):
-    """The options of a space or an agent: typed, with defaults; an unknown one is refused."""
+    """A section of the configuration, or the options of a space or an agent: typed, with defaults;
+    an unknown key is refused.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -24,15 +24,16 @@ from run import ONCE, RUNS, Job, jobs
 from scipy.stats import spearmanr
 
 from amc.compare import Curve
-from amc.config import TrainConfig
 from amc.evaluate.data import data_folder
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.inference import ImageSet, logits, per_image, prepared
 from amc.evaluate.rewards import Score
+from amc.files import write_json
 from amc.problem import Problem
-from amc.run import Run, write_json
+from amc.run import Run
 from amc.search import open_problem
-from amc.train import train
+from amc.training.settings import TrainConfig
+from amc.training.trainer import train
 
 HERE = Path(__file__).parent
 FINALISTS = 5

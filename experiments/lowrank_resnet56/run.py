@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
-from amc.config import Config, TrainConfig, load_config
+from amc.config import Config, load_config
 from amc.evaluate.inference import ImageSet, logits, prepared, score
 from amc.network.layers import example_input
 from amc.problem import Problem
@@ -34,7 +34,8 @@ from amc.runtime import compare, make_runtime
 from amc.search import resume, search
 from amc.spaces.base import Strategy
 from amc.spaces.bounding import Bounds
-from amc.train import train
+from amc.training.settings import TrainConfig
+from amc.training.trainer import train
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/lowrank")

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from amc.config import TrainConfig
 from amc.evaluate.data import data_folder, find_file, load_dataset, split
 from amc.network.models import build_model
 from amc.progress import ConsoleReport
-from amc.train import train
+from amc.training.settings import TrainConfig
+from amc.training.trainer import train
 
 
 def main() -> None:

@@ -1,0 +1,52 @@
+"""Files that are whole whenever a process is killed: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from amc.errors import UserError
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise UserError(
+                f"{str(path)!r} cannot be written ({os.strerror(error.errno)}): what was done "
+                "before is safe; make room, then resume"
+            ) from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file aside, flush it to the disk, and rename it into place.
+
+    Raises:
+        UserError: the disk is full or read-only; the file is as it was before.
+    """
+    aside = path.with_name(path.name + ".part")
+    with on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes`, as indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,0 +1,251 @@
+"""Train the result of a search, so that it gets its accuracy back."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch import nn
+
+from amc.config import finetune_config
+from amc.errors import UserError
+from amc.evaluate.data import Dataset
+from amc.evaluate.inference import prepared
+from amc.files import write_bytes, write_json
+from amc.problem import Problem
+from amc.progress import Report, silent
+from amc.report import plot_finetune
+from amc.run import Run
+from amc.search import SearchResult, open_problem, surroundings
+from amc.training.distill import Distillation, Objective
+from amc.training.keeper import InFolder
+from amc.training.processes import Processes, joined
+from amc.training.settings import FinetuneConfig
+from amc.training.trainer import Lesson, Progress, Trainer, uses_bf16
+
+FOLDER = "finetune"  # in the run
+CONFIG, BEFORE, LOG, METRICS = "config.yaml", "before.json", "log.csv", "metrics.json"
+PICTURE = "finetune.png"
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A compressed network that was trained to the end."""
+
+    path: Path  # its folder
+    model: nn.Module  # on the CPU, in eval mode
+    metrics: dict[str, Any]
+    first: bool  # whether this process is the first of those that trained
+
+
+def finetune(
+    run: SearchResult | str | Path,
+    config: FinetuneConfig | Mapping[str, Any] | Sequence[str] | None = None,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    to: str | Path | None = None,
+    report: Report = silent,
+    tensorboard: bool = False,
+) -> FinetuneResult:
+    """Train the best strategy of a run. Called again, it goes on where it was stopped.
+
+    Under ``torchrun`` all processes call it, and train together.
+
+    Args:
+        run: a search's result, or the directory of a run.
+        config: all settings; or some, or overrides ``key=value``, over those of the run's own
+            section ``finetune``. None: these, or those that the folder was begun with.
+        model: the network, where the run's was given from Python and ``run`` is a directory.
+        dataset: likewise.
+        to: the folder; ``finetune`` in the run by default.
+        report: of progress.
+        tensorboard: write events for TensorBoard too.
+
+    Raises:
+        UserError: the run has no result, the folder was begun with other settings, or a setting
+            does not fit the network.
+    """
+    with joined() as processes:
+        report = report if processes.first else silent
+        path = run.run.path if isinstance(run, SearchResult) else Path(run)
+        folder = Path(to) if to is not None else path / FOLDER
+        settings = _settings(folder, Run.open(path), config)
+        problem = _problem(run, settings.weights, model, dataset, report)
+        compressed = problem.space.apply(Run.open(path).best["strategy"])
+        if (folder / METRICS).is_file():
+            compressed.load_state_dict(InFolder(folder).best())
+            return FinetuneResult(folder, compressed, _read(folder / METRICS), processes.first)
+        log = _Log(folder, settings, tensorboard) if processes.first else None
+        if log is not None:
+            log.begin(problem, compressed)
+        trainer = _trainer(problem, compressed, settings, processes, folder, report)
+        progress = trainer.run(lambda progress: None if log is None else log.write(progress))
+        if log is not None:
+            log.end(problem, compressed, progress)
+        processes.wait()
+        return FinetuneResult(folder, compressed, _read(folder / METRICS), processes.first)
+
+
+def read_config(folder: Path) -> FinetuneConfig | None:
+    """The settings that a folder was begun with; none where it was not begun.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        return FinetuneConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{str(path)!r} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def _problem(
+    run: SearchResult | str | Path,
+    weights: str | None,
+    model: nn.Module | None,
+    dataset: Dataset | None,
+    report: Report,
+) -> Problem:
+    """What the run worked on, with the weights that the settings name."""
+    if not isinstance(run, SearchResult):
+        return open_problem(run, model, dataset, report, weights)[1]
+    if weights is None:
+        return run.problem
+    config, own = run.problem.config, run.problem.network.model
+    model = copy.deepcopy(own) if config.model is None else None
+    return open_problem(run.run.path, model, run.problem.dataset, report, weights)[1]
+
+
+def _settings(
+    folder: Path, run: Run, config: FinetuneConfig | Mapping[str, Any] | Sequence[str] | None
+) -> FinetuneConfig:
+    begun = read_config(folder)
+    if begun is not None and not config:
+        return begun
+    if isinstance(config, FinetuneConfig):
+        settings = config
+    elif isinstance(config, Mapping):
+        pairs = [f"{key}={json.dumps(value)}" for key, value in config.items()]
+        settings = finetune_config(run.config, pairs)
+    else:
+        settings = finetune_config(run.config, config or [])
+    if settings.seed is None:
+        settings = settings.model_copy(update={"seed": run.config.seed})
+    if begun is not None and begun != settings:
+        other = next(
+            name
+            for name in FinetuneConfig.model_fields
+            if getattr(begun, name) != getattr(settings, name)
+        )
+        raise UserError(
+            f"{str(folder)!r} was begun with {other} {getattr(begun, other)!r}, not "
+            f"{getattr(settings, other)!r}: name another folder (--out), or give no settings to go "
+            "on with it"
+        )
+    return settings
+
+
+def _trainer(
+    problem: Problem,
+    compressed: nn.Module,
+    settings: FinetuneConfig,
+    processes: Processes,
+    folder: Path,
+    report: Report,
+) -> Trainer:
+    """The trainer of a compressed network: who teaches, and on which images."""
+    distill, network = settings.distill, problem.network
+    objective = Objective(compressed, settings.label_smoothing)
+    features = distill.hint or distill.attention or distill.fsp
+    if features or distill.soft:
+        bf16 = uses_bf16(settings, processes.device)
+        if features or processes.device.type != "cpu":
+            teacher = copy.deepcopy(network.model).eval().to(processes.device)
+            teacher = teacher.to(torch.bfloat16) if bf16 else teacher
+        else:
+            teacher = prepared(network.model, network, bf16)  # faster, but the layers are fused
+        shape = problem.dataset.input_shape
+        objective = Distillation(compressed, teacher, shape, distill, settings.label_smoothing)
+    every = np.arange(len(problem.dataset.train.labels))
+    seed = settings.seed or 0
+    lesson = Lesson(objective, problem.dataset, every, seed=seed)
+    if settings.hold_out:
+        lesson = replace(lesson, train=problem.splits.train, heldout=problem.splits.heldout)
+    return Trainer(lesson, settings, processes, InFolder(folder), "fine-tuning", report)
+
+
+class _Log:
+    """What the first process writes beside weights and checkpoints."""
+
+    def __init__(self, folder: Path, settings: FinetuneConfig, tensorboard: bool) -> None:
+        self.folder, self.settings = folder, settings
+        self.before: dict[str, Any] = {}
+        self.events = _events(folder / "tensorboard") if tensorboard else None
+
+    def begin(self, problem: Problem, compressed: nn.Module) -> None:
+        """Settings, provenance, and what there was before: once."""
+        if not (self.folder / BEFORE).is_file():
+            settings = yaml.safe_dump(self.settings.model_dump(mode="json"), sort_keys=False)
+            write_bytes(self.folder / CONFIG, settings.encode())
+            write_json(self.folder / "provenance.json", surroundings())
+            untouched = problem.network.model
+            before = {
+                "baseline_search_accuracy": problem.accuracy(untouched),
+                "search_accuracy": problem.accuracy(compressed),
+                "baseline_test_accuracy": problem.accuracy(untouched, test=True),
+                "test_accuracy": problem.accuracy(compressed, test=True),
+            }
+            write_json(self.folder / BEFORE, before)
+        self.before = _read(self.folder / BEFORE)
+
+    def write(self, progress: Progress) -> None:
+        """log.csv and the picture, after an epoch."""
+        pd.DataFrame(progress.epochs).to_csv(text := io.StringIO(), index=False)
+        write_bytes(self.folder / LOG, text.getvalue().encode())
+        plot_finetune(progress.epochs, self.before, self.folder / PICTURE)
+        if self.events is not None:
+            row = progress.epochs[-1]
+            for name, value in row.items():
+                if value is not None:
+                    self.events.add_scalar(name, value, row["epoch"])
+
+    def end(self, problem: Problem, compressed: nn.Module, progress: Progress) -> None:
+        """metrics.json: what was trained is measured on the test images once, now."""
+        metrics = {
+            **self.before,
+            "finetuned_search_accuracy": progress.best["heldout_accuracy"],
+            "finetuned_test_accuracy": problem.accuracy(compressed, test=True),
+            "best_epoch": progress.best["epoch"],
+            "epochs": len(progress.epochs),
+            "seconds": round(sum(row["seconds"] for row in progress.epochs), 1),
+        }
+        write_json(self.folder / METRICS, metrics)
+        if self.events is not None:
+            self.events.close()
+
+
+def _events(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "tensorboard is not installed: pip install 'amc-compression[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

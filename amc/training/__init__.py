@@ -1,0 +1,1 @@
+"""Training: of base networks, and of compressed ones under a teacher."""

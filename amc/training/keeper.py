@@ -1,0 +1,92 @@
+"""Where the state of a training and the weights that it gives are kept."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from amc.errors import UserError
+from amc.files import write_bytes
+from amc.training.processes import Processes
+
+BEST, LAST, STATE = "best.safetensors", "last.safetensors", "checkpoint/training.pt"
+
+
+class Keeper(Protocol):
+    """Keeps what a trainer hands it. All processes load, the first one saves."""
+
+    def keep(self, model: nn.Module, best: bool) -> None:
+        """The weights after an epoch; ``best``: the best so far."""
+
+    def best(self) -> dict[str, Tensor]:
+        """The best weights that were kept."""
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """All that is needed to go on; it replaces the last one."""
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        """The last one; none where nothing was saved."""
+
+
+class InFolder:
+    """In files: weights as safetensors, the state in torch's format, read with ``weights_only``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, model: nn.Module, best: bool) -> None:
+        content = save(plain(model))
+        write_bytes(self.folder / LAST, content)
+        if best:
+            write_bytes(self.folder / BEST, content)
+
+    def best(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = load((self.folder / BEST).read_bytes())
+        return found
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()  # torch.save hides a full disk behind an error of its own
+        torch.save(state, buffer)
+        write_bytes(self.folder / STATE, buffer.getvalue())
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        path = self.folder / STATE
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+        except Exception as error:
+            raise UserError(f"{str(path)!r} is damaged: delete it to start again") from error
+        return state
+
+
+class InMemory:
+    """For short trainings: nothing is written, nothing can be taken up again."""
+
+    def __init__(self, processes: Processes) -> None:
+        if processes.size > 1:
+            raise UserError("a training without a folder runs in one process")
+        self._best: dict[str, Tensor] = {}
+
+    def keep(self, model: nn.Module, best: bool) -> None:
+        if best:
+            self._best = {key: value.clone() for key, value in plain(model).items()}
+
+    def best(self) -> dict[str, Tensor]:
+        return self._best
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        return None
+
+
+def plain(model: nn.Module) -> dict[str, Tensor]:
+    """The state as safetensors takes it."""
+    return {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
