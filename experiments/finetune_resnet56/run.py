@@ -1,7 +1,7 @@
 """ResNet-56 with fewer MACs, fine-tuned: README.md beside this file.
 
-python experiments/finetune_resnet56/run.py search      the strategies, on the network that did not see the held-out images
-python experiments/finetune_resnet56/run.py finetune    the public network with these strategies, trained; one thread each
+python experiments/finetune_resnet56/run.py search      the strategies, found with the 45k network
+python experiments/finetune_resnet56/run.py finetune    the public network with them, trained
 python experiments/finetune_resnet56/run.py results     results.csv
 
 Each goes on where it stopped.
@@ -141,14 +141,14 @@ def write_results() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["search", "finetune", "results"])
+    parser.add_argument("agents", nargs="*", help="whose strategies; all by default")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--budget", type=float)
     chosen = parser.parse_args()
     if chosen.what == "results":
         return write_results()
     run, todo = (run_search, searches()) if chosen.what == "search" else (run_finetune, jobs())
-    if chosen.budget is not None:
-        todo = [item for item in todo if getattr(item, "search", item).budget == chosen.budget]
+    if chosen.agents:
+        todo = [item for item in todo if getattr(item, "search", item).agent in chosen.agents]
     with ProcessPoolExecutor(chosen.workers, get_context("spawn")) as pool:
         for line in pool.map(run, todo):
             print(line, flush=True)
