@@ -44,14 +44,14 @@ def list_names() -> None:
     """Name what exists: presets, models, datasets, spaces, criteria, agents, rewards, devices."""
     from amc.config import presets
     from amc.cost.device import devices
-    from amc.evaluate.data import DATASETS
+    from amc.evaluate.data import DATASETS, PREFIXES
     from amc.network.models import BUILTIN
     from amc.registry import KNOWN
 
     rows = [
         ("presets", presets()),
         ("models", [*BUILTIN, "torchvision:NAME", "module:callable"]),
-        ("datasets", [*DATASETS, "npz:PATH", "imagefolder:PATH"]),
+        ("datasets", [*DATASETS, *PREFIXES]),
         ("spaces", [*KNOWN["space"], "module:Class"]),
         ("criteria", [*KNOWN["criterion"], "module:function"]),
         ("agents", [*KNOWN["agent"], "module:Class"]),
@@ -126,7 +126,9 @@ def evaluate(
     result = exporting.evaluate(path, test, ConsoleReport(err))
     table = tables.comparison()
     for key in ("search_accuracy", *(["test_accuracy"] if test else [])):
-        tables.add_accuracy(table, key.replace("_", " "), result[f"baseline_{key}"], result[key])
+        own = key if key in result else f"finetuned_{key}"
+        label = own.replace("finetuned", "fine-tuned").replace("_", " ")
+        tables.add_accuracy(table, label, result[f"baseline_{key}"], result[own])
     tables.add_costs(table, result["baseline"], result)
     tables.add_measured(table, result["measured_latency_ms"])
     _print(table, result, as_json)
@@ -170,20 +172,28 @@ def finetune(
 def export(
     run: Path,
     formats: Annotated[
-        str, typer.Option("--format", help="comma-separated: onnx, safetensors")
-    ] = "onnx,safetensors",
+        str, typer.Option("--format", help="comma-separated: safetensors, onnx, pt2")
+    ] = "safetensors,onnx,pt2",
 ) -> None:
-    """Export the best strategy of a run: safetensors with strategy.json, ONNX, metrics.json."""
+    """Export the best strategy of a run, fine-tuned if it is: weights with strategy.json, ONNX, a
+    torch.export program, metrics.json, and a model card.
+    """
     from amc import export as exporting
 
     metrics = exporting.export(run, formats.split(","), report=ConsoleReport(err))
     table = tables.comparison()
-    accuracies = metrics["baseline_test_accuracy"], metrics["test_accuracy"]
-    tables.add_accuracy(table, "test accuracy", *accuracies)
+    for stage in ("", "finetuned_"):
+        if (accuracy := metrics[f"{stage}test_accuracy"]) is not None:
+            label = f"{stage}test accuracy".replace("finetuned_", "fine-tuned ")
+            tables.add_accuracy(table, label, metrics["baseline_test_accuracy"], accuracy)
     tables.add_costs(table, metrics["baseline"], metrics)
     tables.add_measured(table, metrics["measured_latency_ms"])
     out.print(table)
-    out.print(f"exported to [bold]{run / 'export'}[/]", soft_wrap=True, highlight=False)
+    out.print(
+        f"exported to [bold]{run / 'export'}[/] (README.md is its model card)",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 @app.command()

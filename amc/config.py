@@ -57,9 +57,17 @@ class BudgetConfig(Options):
 class EvaluateConfig(Options):
     """How a strategy is measured."""
 
-    images: int = Field(5000, ge=1, description="held-out training images the search measures on")
-    calibration_images: int = Field(
-        1000, ge=1, description="other training images that repair may use"
+    images: int | None = Field(
+        None,
+        ge=1,
+        description="held-out training images the search measures on; none: 5,000, or a fifth of "
+        "the training images where that is less",
+    )
+    calibration_images: int | None = Field(
+        None,
+        ge=1,
+        description="other training images that repair may use; none: 1,000, or a fifth of the "
+        "training images where that is less",
     )
     precision: Precision = Field(
         "auto",
@@ -286,16 +294,13 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
 
-def describe(config: Config) -> list[tuple[str, Any, str]]:
+def describe(config: BaseModel) -> list[tuple[str, Any, str]]:
     """(key, value, meaning) of every key, sections flattened."""
     rows: list[tuple[str, Any, str]] = []
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            rows += [
-                (f"{name}.{k}", getattr(value, k), f.description or "")
-                for k, f in type(value).model_fields.items()
-            ]
+            rows += [(f"{name}.{key}", *rest) for key, *rest in describe(value)]
         elif name in ("space", "agent"):
             fields = lookup(name, value["name"]).Options.model_fields  # type: ignore[arg-type]
             rows.append((f"{name}.name", value["name"], info.description or ""))

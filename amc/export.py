@@ -1,62 +1,66 @@
-"""Export: weights and a strategy that rebuild the compressed network, and ONNX checked against
-PyTorch.
+"""Export: weights and a strategy that rebuild the compressed network, ONNX, a `torch.export`
+program, and a model card. Fine-tuned weights are taken where a fine-tuning of the run has ended.
 
 `load` gives back an ordinary, trainable ``nn.Module``; nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import tempfile
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
+from amc.card import model_card
 from amc.cost.cost import Cost, cost_of
 from amc.errors import UserError, unknown
 from amc.evaluate.data import Dataset
 from amc.files import write_bytes, write_json
-from amc.network.layers import evaluating, example_input
+from amc.finetune import FOLDER, finished, read_config
+from amc.formats import write_onnx, write_program
 from amc.network.models import build_model, load_weights
 from amc.network.trace import trace
 from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.run import Run
-from amc.runtime import onnx_session, quiet
-from amc.search import open_problem
+from amc.search import SearchResult, open_problem
+from amc.training.keeper import BEST, plain
 
-FORMATS = ("safetensors", "onnx")
-WEIGHTS, STRATEGY, ONNX, METRICS = (
+FORMATS = ("safetensors", "onnx", "pt2")
+WEIGHTS, STRATEGY, ONNX, PROGRAM, METRICS, CARD = (
     "model.safetensors",
     "strategy.json",
     "model.onnx",
+    "model.pt2",
     "metrics.json",
+    "README.md",
 )
-_TOLERANCE = 1e-3  # of the largest output, between ONNX and PyTorch
+CHECKED = 1000  # test images, at most, on which formats are checked against PyTorch
 
 
 def export(
-    path: str | Path,
+    run: SearchResult | str | Path,
     formats: Collection[str] = FORMATS,
     *,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """Export the best strategy of a run into its ``export`` folder, and measure it on the test
-    images.
+    """Export the best strategy of a run into its ``export`` folder, fine-tuned if that has been
+    done, and measure it on the test images.
 
     Args:
-        path: the run's directory.
-        formats: of ``safetensors`` and ``onnx``.
-        model: the network, where the run's was given from Python.
+        run: a search's result, or the directory of a run.
+        formats: of ``safetensors``, ``onnx`` and ``pt2`` (a `torch.export` program).
+        model: the network, where the run's was given from Python and ``run`` is a directory.
         dataset: likewise.
         report: of progress.
 
@@ -69,47 +73,65 @@ def export(
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    run, problem = open_problem(path, model, dataset, report)
-    best = run.best
-    compressed = problem.space.apply(best["strategy"])
-    folder = run.path / "export"
+    opened, problem, compressed, tuned = _opened(run, model, dataset, report)
+    best, folder = opened.best, opened.path / "export"
     folder.mkdir(exist_ok=True)
-    steps = 4
+    steps = 5
     report("exporting", 0, steps)
+    description = _description(opened, problem, best, tuned)
     if "safetensors" in formats:
-        state = save({key: value.contiguous() for key, value in compressed.state_dict().items()})
-        write_bytes(folder / WEIGHTS, state)
-        write_json(folder / STRATEGY, _description(run, problem, best))
+        write_bytes(folder / WEIGHTS, save(plain(compressed)))
+        write_json(folder / STRATEGY, description)
     report("exporting", 1, steps)
-    metrics = _measured(run, problem, compressed, best)
+    metrics = _measured(problem, compressed, best, tuned)
     report("exporting", 2, steps)
+    chosen = np.arange(min(CHECKED, len(problem.dataset.test.labels)))
+    images = problem.dataset.normalise(problem.dataset.test.fetch(chosen))
     if "onnx" in formats:
-        metrics["onnx_max_abs_diff"] = to_onnx(
-            compressed, problem.dataset.input_shape, folder / ONNX
-        )
-        report("exporting", 3, steps)
-        metrics["measured_latency_ms"] = problem.measured_latency(compressed)
+        facts = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in (description | _accuracies(metrics)).items()
+        }
+        parity = write_onnx(compressed, images, folder / ONNX, facts)
+        metrics["onnx_max_abs_diff"] = parity.max_abs_diff
+        metrics["onnx_top1_agreement"] = parity.top1_agreement
+    report("exporting", 3, steps)
+    if "pt2" in formats:
+        parity = write_program(compressed, images, folder / PROGRAM)
+        metrics["pt2_max_abs_diff"] = parity.max_abs_diff
+        metrics["pt2_top1_agreement"] = parity.top1_agreement
+    report("exporting", 4, steps)
+    metrics["measured_latency_ms"] = problem.measured_latency(compressed)
     write_json(folder / METRICS, metrics)
+    settings = read_config(opened.path / FOLDER) if tuned else None
+    files = [name for name in (WEIGHTS, ONNX, PROGRAM) if (folder / name).is_file()]
+    card = model_card(description, metrics, opened, settings, problem.space, files)
+    write_bytes(folder / CARD, card.encode())
     report("exporting", steps, steps)
     return metrics
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(run: SearchResult | str | Path, model: nn.Module | None = None) -> nn.Module:
     """Rebuild an exported network.
 
     Args:
-        path: the ``export`` folder.
-        model: a fresh copy of the original architecture, where it was given from Python.
+        run: a search's result, the directory of a run, or its ``export`` folder.
+        model: a fresh copy of the original architecture, where it was given from Python and
+            ``run`` is a directory.
 
     Raises:
         UserError: the folder holds no export, or the weights do not fit.
     """
-    folder = Path(path)
+    folder = run.run.path / "export" if isinstance(run, SearchResult) else Path(run)
+    if (folder / "export" / STRATEGY).is_file():
+        folder = folder / "export"
     description = read_description(folder)
-    if model is None:
+    if isinstance(run, SearchResult):
+        model = copy.deepcopy(run.problem.network.model)
+    elif model is None:
         if description["model"] is None:
             raise UserError(
-                f"the network of {str(path)!r} was given from Python: load it with "
+                f"the network of {str(run)!r} was given from Python: load it with "
                 "amc.export.load(path, model=...)"
             )
         model = build_model(
@@ -134,67 +156,67 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{str(folder)!r} is not an export: it has no {STRATEGY}") from None
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{str(folder / STRATEGY)!r} is damaged: {error}") from error
-    return value
-
-
-def to_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> float:
-    """Write ONNX with a dynamic batch, and run it: the largest absolute difference from PyTorch on
-    8 random images.
-
-    Raises:
-        ArithmeticError: the two do not agree.
-    """
-    images = example_input(model, input_shape, batch=8)
-    with quiet(), evaluating(model):
-        program = torch.onnx.export(
-            model,
-            (images,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["images"],
-            output_names=["logits"],
-            verbose=False,
-        )
-        expected = model(images).numpy()
-    assert program is not None
-    with tempfile.TemporaryDirectory() as scratch:
-        program.save(str(Path(scratch) / ONNX), external_data=False)
-        content = (Path(scratch) / ONNX).read_bytes()
-    write_bytes(path, content)
-    got = onnx_session(content).run(None, {"images": images.numpy()})[0]
-    difference = float(np.abs(got - expected).max())
-    if difference > _TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise ArithmeticError(f"ONNX and PyTorch differ by {difference:.3g}")
-    return difference
+    return {"weights": None, "finetuned": False, **value}  # what version 0.1 did not write
 
 
 def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> dict[str, Any]:
-    """The accuracy of a run's best strategy, or of an export, before fine-tuning: on the held-out
-    images, and on the test images if asked; its costs, and its latency on this machine.
+    """The accuracy of a run's best strategy before fine-tuning, or of an export (``finetuned_...``
+    where it is fine-tuned): on the held-out images, and on the test images if asked; its costs, and
+    its latency on this machine.
 
     Raises:
         UserError: the folder is neither.
     """
     folder = Path(path)
     exported = (folder / STRATEGY).is_file()
-    run_path = folder.parent if exported else folder
-    run, problem = open_problem(run_path, report=report)
-    model = load(folder) if exported else problem.space.apply(run.best["strategy"])
+    if exported:
+        description = read_description(folder)
+        run, problem = open_problem(folder.parent, report=report, weights=description["weights"])
+        model, stage = load(folder), "finetuned_" if description["finetuned"] else ""
+    else:
+        run, problem = open_problem(folder, report=report)
+        model, stage = problem.space.apply(run.best["strategy"]), ""
     result: dict[str, Any] = {"path": str(folder)}
-    result["search_accuracy"] = problem.accuracy(model, test=False)
-    result["baseline_search_accuracy"] = problem.accuracy(problem.network.model, test=False)
-    if test:
-        result["test_accuracy"] = problem.accuracy(model, test=True)
-        result["baseline_test_accuracy"] = problem.accuracy(problem.network.model, test=True)
+    for key, on_test in (("search_accuracy", False), ("test_accuracy", True)):
+        if test or not on_test:
+            result[stage + key] = problem.accuracy(model, on_test)
+            result[f"baseline_{key}"] = problem.accuracy(problem.network.model, on_test)
     result |= {**_cost(problem, model).as_dict(), "baseline": problem.space.cost({}).as_dict()}
     result["measured_latency_ms"] = problem.measured_latency(model)
     return result
 
 
-def _description(run: Run, problem: Problem, best: dict[str, Any]) -> dict[str, Any]:
+def _opened(
+    run: SearchResult | str | Path,
+    model: nn.Module | None,
+    dataset: Dataset | None,
+    report: Report,
+) -> tuple[Run, Problem, nn.Module, dict[str, Any] | None]:
+    """The run, what it worked on, the network to export, and the figures of its fine-tuning."""
+    path = run.run.path if isinstance(run, SearchResult) else Run.open(Path(run)).path
+    tuned, settings = finished(path / FOLDER), read_config(path / FOLDER)
+    if settings is not None and tuned is None:
+        logging.getLogger("amc").warning(
+            "the fine-tuning has not ended (amc finetune %s goes on with it): exported as it was "
+            "before",
+            path,
+        )
+    weights = settings.weights if settings is not None and tuned is not None else None
+    opened, problem = open_problem(run, model, dataset, report, weights)
+    compressed = problem.space.apply(opened.best["strategy"])
+    if tuned is not None:
+        load_weights(compressed, path / FOLDER / BEST)
+    return opened, problem, compressed, tuned
+
+
+def _description(
+    run: Run, problem: Problem, best: dict[str, Any], tuned: dict[str, Any] | None
+) -> dict[str, Any]:
+    settings = read_config(run.path / FOLDER) if tuned is not None else None
     return {
-        "schema": 1,
+        "schema": 2,  # 1: of version 0.1, without weights and finetuned
         "model": problem.config.model,
+        "weights": None if settings is None else settings.weights,
         "classes": problem.dataset.classes,
         "input_shape": list(problem.dataset.input_shape),
         "mean": list(problem.dataset.mean),
@@ -202,26 +224,46 @@ def _description(run: Run, problem: Problem, best: dict[str, Any]) -> dict[str, 
         "space": problem.config.space["name"],
         "strategy": best["strategy"],
         "structure": problem.space.describe(best["strategy"]),
+        "finetuned": tuned is not None,
         "run": run.path.name,
     }
 
 
 def _measured(
-    run: Run, problem: Problem, compressed: nn.Module, best: dict[str, Any]
+    problem: Problem, compressed: nn.Module, best: dict[str, Any], tuned: dict[str, Any] | None
 ) -> dict[str, Any]:
     cost = _cost(problem, compressed)
     original = problem.space.cost({})
+    if tuned is None:
+        accuracies = {
+            "test_accuracy": problem.accuracy(compressed, test=True),
+            "baseline_test_accuracy": problem.accuracy(problem.network.model, test=True),
+            "finetuned_test_accuracy": None,
+            "search_accuracy": best["search_accuracy"],
+        }
+    else:
+        accuracies = _accuracies(tuned)
     return {
-        "test_accuracy": problem.accuracy(compressed, test=True),
-        "baseline_test_accuracy": problem.accuracy(problem.network.model, test=True),
-        "finetuned_test_accuracy": None,
-        "search_accuracy": best["search_accuracy"],
+        **accuracies,
         **cost.as_dict(),
         "baseline": original.as_dict(),
         "cost_ratios": cost.ratios(original),
         "onnx_max_abs_diff": None,
+        "onnx_top1_agreement": None,
+        "pt2_max_abs_diff": None,
+        "pt2_top1_agreement": None,
         "measured_latency_ms": None,
     }
+
+
+def _accuracies(metrics: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "test_accuracy",
+        "baseline_test_accuracy",
+        "finetuned_test_accuracy",
+        "search_accuracy",
+    )
+    return {name: metrics[name] for name in names}
 
 
 def _cost(problem: Problem, model: nn.Module) -> Cost:

@@ -23,9 +23,10 @@ from amc.evaluate.inference import prepared
 from amc.files import write_bytes, write_json
 from amc.problem import Problem
 from amc.progress import Report, silent
+from amc.provenance import surroundings
 from amc.report import plot_finetune
 from amc.run import Run
-from amc.search import SearchResult, open_problem, surroundings
+from amc.search import SearchResult, open_problem
 from amc.training.distill import Distillation, Objective
 from amc.training.keeper import InFolder
 from amc.training.processes import Processes, joined
@@ -77,14 +78,14 @@ def finetune(
     """
     with joined() as processes:
         report = report if processes.first else silent
-        path = run.run.path if isinstance(run, SearchResult) else Path(run)
-        folder = Path(to) if to is not None else path / FOLDER
-        settings = _settings(folder, Run.open(path), config)
-        problem = _problem(run, settings.weights, model, dataset, report)
-        compressed = problem.space.apply(Run.open(path).best["strategy"])
-        if (folder / METRICS).is_file():
+        opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
+        folder = Path(to) if to is not None else opened.path / FOLDER
+        settings = _settings(folder, opened, config)
+        problem = open_problem(run, model, dataset, report, settings.weights)[1]
+        compressed = problem.space.apply(opened.best["strategy"])
+        if (metrics := finished(folder)) is not None:
             compressed.load_state_dict(InFolder(folder).best())
-            return FinetuneResult(folder, compressed, _read(folder / METRICS), processes.first)
+            return FinetuneResult(folder, compressed, metrics, processes.first)
         log = _Log(folder, settings, tensorboard) if processes.first else None
         if log is not None:
             log.begin(problem, compressed)
@@ -94,6 +95,11 @@ def finetune(
             log.end(problem, compressed, progress)
         processes.wait()
         return FinetuneResult(folder, compressed, _read(folder / METRICS), processes.first)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """metrics.json of a fine-tuning that has ended; none of another."""
+    return _read(folder / METRICS) if (folder / METRICS).is_file() else None
 
 
 def read_config(folder: Path) -> FinetuneConfig | None:
@@ -109,23 +115,6 @@ def read_config(folder: Path) -> FinetuneConfig | None:
         return FinetuneConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{str(path)!r} is damaged: {str(error).splitlines()[0]}") from error
-
-
-def _problem(
-    run: SearchResult | str | Path,
-    weights: str | None,
-    model: nn.Module | None,
-    dataset: Dataset | None,
-    report: Report,
-) -> Problem:
-    """What the run worked on, with the weights that the settings name."""
-    if not isinstance(run, SearchResult):
-        return open_problem(run, model, dataset, report, weights)[1]
-    if weights is None:
-        return run.problem
-    config, own = run.problem.config, run.problem.network.model
-    model = copy.deepcopy(own) if config.model is None else None
-    return open_problem(run.run.path, model, run.problem.dataset, report, weights)[1]
 
 
 def _settings(
@@ -211,12 +200,13 @@ class _Log:
         self.before = _read(self.folder / BEFORE)
 
     def write(self, progress: Progress) -> None:
-        """log.csv and the picture, after an epoch."""
+        """log.csv after an epoch, and the picture where that does not take long beside it."""
         pd.DataFrame(progress.epochs).to_csv(text := io.StringIO(), index=False)
         write_bytes(self.folder / LOG, text.getvalue().encode())
-        plot_finetune(progress.epochs, self.before, self.folder / PICTURE)
+        row = progress.epochs[-1]
+        if row["seconds"] > 10 or row["epoch"] == self.settings.epochs:
+            plot_finetune(progress.epochs, self.before, self.folder / PICTURE)
         if self.events is not None:
-            row = progress.epochs[-1]
             for name, value in row.items():
                 if value is not None:
                     self.events.add_scalar(name, value, row["epoch"])
@@ -243,7 +233,7 @@ def _events(folder: Path) -> Any:
         raise UserError(
             "tensorboard is not installed: pip install 'amc-compression[tensorboard]'"
         ) from None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))
 
 
 def _read(path: Path) -> dict[str, Any]:

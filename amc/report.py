@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from amc.compare import Axis, Comparison
 from amc.cost.device import DeviceProfile
@@ -90,7 +91,7 @@ def plot_finetune(
         ):
             axes.axhline(100 * before[key], color=color, linestyle="--", label=label)
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Fine-tuning")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)
     _write(figure, path)
 

@@ -6,27 +6,22 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import torch
 from safetensors.torch import save
 from torch import nn
 
-from amc import __version__
 from amc.agents import Agent
-from amc.config import Config, load_config
+from amc.config import Config, load_config, parse_config
 from amc.cost.device import DeviceProfile
 from amc.envs import ENV_ID
 from amc.errors import UserError
@@ -36,10 +31,10 @@ from amc.evaluate.inference import ImageSet
 from amc.files import write_bytes
 from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
+from amc.provenance import surroundings
 from amc.registry import lookup
 from amc.report import plot_search
 from amc.run import SCHEMA, Run
-from amc.runtime import processor
 
 # The base network's weights, kept in the run where they come from no file.
 BASE = "base.safetensors"
@@ -61,7 +56,7 @@ class SearchResult:
 
 
 def search(
-    config: Config | str,
+    config: Config | Mapping[str, Any] | str,
     *,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
@@ -72,7 +67,7 @@ def search(
     """Search for the best strategy within the budget.
 
     Args:
-        config: a configuration, or a preset's name.
+        config: a configuration, a mapping of its keys, or a preset's name.
         model: your own network, instead of the config's; it is not modified. Needs no registration.
         dataset: your own data (`Dataset.from_arrays`), instead of the config's.
         out: the folder for runs; the run's directory is made in it.
@@ -85,6 +80,8 @@ def search(
     if isinstance(config, str):
         preset, config = load_config(config)
         name = name or preset
+    elif not isinstance(config, Config):
+        config = parse_config(copy.deepcopy(dict(config)))
     name = name or (config.model or type(model).__name__).replace(":", "_")
     path = Path(out) / name / f"s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if path.exists():
@@ -126,16 +123,35 @@ def resume(
 
 
 def open_problem(
-    path: str | Path,
+    run: SearchResult | str | Path,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     report: Report = silent,
     weights: str | None = None,
 ) -> tuple[Run, Problem]:
     """A run and what it works on, as it was when the run started; with other ``weights`` of the
-    same network, if they are named.
+    same network, if they are named. Of a search's result, model and dataset are known.
     """
-    run = Run.open(Path(path))
+    if isinstance(run, SearchResult):
+        if weights is None:
+            return run.run, run.problem
+        dataset = run.problem.dataset
+        if run.problem.config.model is None:
+            model = copy.deepcopy(run.problem.network.model)
+        path = run.run.path
+    else:
+        path = Path(run)
+    return _reopened(path, model, dataset, report, weights)
+
+
+def _reopened(
+    path: Path,
+    model: nn.Module | None,
+    dataset: Dataset | None,
+    report: Report,
+    weights: str | None,
+) -> tuple[Run, Problem]:
+    run = Run.open(path)
     config = run.config
     if config.model is None and model is None:
         raise UserError(
@@ -277,36 +293,3 @@ def _provenance(problem: Problem) -> dict[str, Any]:
         "left_alone": problem.space.left_alone,
         "device_doubts": problem.doubts(),
     }
-
-
-def surroundings() -> dict[str, Any]:
-    """By what, from what, on what and when."""
-    packages = "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy", "scipy"
-    return {
-        "amc": __version__,
-        "command": sys.argv,
-        "git_commit": _git_commit(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": processor(),
-            "cores": os.cpu_count(),
-        },
-        "threads": torch.get_num_threads(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _git_commit() -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

@@ -7,63 +7,26 @@ rest. The test images are for final figures only.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from amc.errors import UserError, unknown
+from amc.evaluate.images import ArrayImages, FolderImages, Images, LoaderImages
 from amc.network.layers import IntArray
 from amc.network.torchvision_compat import torchvision
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Images(Protocol):
-    """Labelled images that can be fetched by index."""
-
-    labels: IntArray
-
-    def fetch(self, indices: IntArray) -> Tensor:
-        """uint8 (n, C, H, W)."""
-
-
-class ArrayImages:
-    """Images in memory: uint8 (N, H, W, C) and labels (N,)."""
-
-    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.generic]) -> None:
-        self.pixels, self.labels = pixels, labels.astype(np.int64).reshape(-1)
-
-    def fetch(self, indices: IntArray) -> Tensor:
-        return torch.from_numpy(self.pixels[indices]).permute(0, 3, 1, 2).contiguous()
-
-
-class FolderImages:
-    """Images in files, a folder a class: resized so that the short side is 8/7 of ``size``, then
-    cut from the centre.
-    """
-
-    def __init__(self, root: Path, size: int) -> None:
-        folder = torchvision.datasets.ImageFolder(str(root))
-        self.paths = [path for path, _ in folder.samples]
-        self.labels = np.array([label for _, label in folder.samples], dtype=np.int64)
-        self.classes = len(folder.classes)
-        self._load = folder.loader
-        transforms = torchvision.transforms
-        self._shape = transforms.Compose(
-            [transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)]
-        )
-
-    def fetch(self, indices: IntArray) -> Tensor:
-        pixels = [np.asarray(self._shape(self._load(self.paths[int(index)]))) for index in indices]
-        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +85,36 @@ class Dataset:
             tuple(std or np.maximum(measured_std, 1e-3).tolist()),
         )
 
+    @classmethod
+    def from_loaders(
+        cls, train: DataLoader[Any], test: DataLoader[Any], name: str = "given"
+    ) -> Dataset:
+        """The images of two ``DataLoader``s, which give batches of (float images as the network
+        expects them, class numbers) and do not augment: searches measure on held-out training
+        images, and fine-tuning augments by itself.
+
+        Raises:
+            UserError: a loader's images cannot be asked for by number, or are no normalised images.
+        """
+        parts = LoaderImages(train), LoaderImages(test)
+        image = train.dataset[0][0] if len(parts[0].labels) else None
+        if not isinstance(image, Tensor) or image.dim() != 3 or not image.is_floating_point():
+            raise UserError(
+                f"the DataLoader of {name!r} must give float images (C, H, W), normalised"
+            )
+        channels, height, width = image.shape
+        classes = int(max(part.labels.max() for part in parts)) + 1
+        identity = (0.0,) * channels, (1.0,) * channels
+        return cls(name, *parts, classes, (channels, height, width), *identity)
+
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, C, H, W) -> float32, as the network expects it."""
-        mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (self.mean, self.std))
+        """uint8 (n, C, H, W) -> float32, as the network expects it; float images are so already."""
+        if pixels.is_floating_point():
+            return pixels
+        mean, std = (
+            torch.tensor(value, device=pixels.device).view(1, -1, 1, 1)
+            for value in (self.mean, self.std)
+        )
         return (pixels.float() / 255 - mean) / std
 
 
@@ -151,8 +141,8 @@ class Splits:
 
 def split(
     dataset: Dataset,
-    images: int,
-    calibration_images: int,
+    images: int | None,
+    calibration_images: int | None,
     seed: int = 0,
     heldout: Path | None = None,
 ) -> Splits:
@@ -161,8 +151,9 @@ def split(
 
     Args:
         dataset: whose training images are divided.
-        images: how many held-out images are used.
-        calibration_images: how many of the rest repair may use.
+        images: how many held-out images are used; none: those of the file, or 5,000, or a fifth
+            of all where that is less.
+        calibration_images: how many of the rest repair may use; none: 1,000, or a fifth.
         seed: of the draws, where there is no file.
         heldout: a .npy file of indices; without it they are drawn.
 
@@ -170,9 +161,12 @@ def split(
         UserError: there are not enough images, or the file does not fit the dataset.
     """
     total = len(dataset.train.labels)
+    drawn = images or min(5000, total // 5)
+    calibration_images = calibration_images or min(1000, total // 5)
     seed = 0 if heldout is not None else seed
     order = np.random.default_rng(seed).permutation(total)
-    reserved = order[:images] if heldout is None else _read_indices(heldout, total)
+    reserved = order[:drawn] if heldout is None else _read_indices(heldout, total)
+    images = images or len(reserved)
     if images > len(reserved) or len(reserved) + calibration_images > total:
         raise UserError(
             f"evaluate.images {images} and evaluate.calibration_images {calibration_images} are "
@@ -216,7 +210,7 @@ def find_file(name: str, folder: Path) -> Path:
 
 
 def load_dataset(name: str, folder: Path, image_size: int = 224) -> Dataset:
-    """``digits``, ``cifar10``, ``npz:PATH`` or ``imagefolder:PATH``.
+    """``digits``, ``cifar10``, ``torchvision:NAME``, ``npz:PATH`` or ``imagefolder:PATH``.
 
     Raises:
         UserError: the name is unknown, or the files are missing or damaged.
@@ -225,9 +219,11 @@ def load_dataset(name: str, folder: Path, image_size: int = 224) -> Dataset:
         return DATASETS[name](folder)
     if name.startswith("npz:"):
         return _npz(name, find_file(name.removeprefix("npz:"), folder))
+    if name.startswith("torchvision:"):
+        return _from_torchvision(name, name.removeprefix("torchvision:"), folder)
     if name.startswith("imagefolder:"):
         return _image_folder(name, Path(name.removeprefix("imagefolder:")).expanduser(), image_size)
-    raise unknown("dataset", name, [*DATASETS, "npz:PATH", "imagefolder:PATH"])
+    raise unknown("dataset", name, [*DATASETS, *PREFIXES])
 
 
 def _digits(_folder: Path) -> Dataset:
@@ -259,23 +255,33 @@ def _npz(name: str, path: Path, **normalisation: Any) -> Dataset:
 
 
 def _cifar10(folder: Path) -> Dataset:
-    normalisation: Any = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if (folder / "cifar10.npz").is_file():
-        return _npz("cifar10", folder / "cifar10.npz", **normalisation)
-    parts = []
+        return _npz("cifar10", folder / "cifar10.npz", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return _from_torchvision("cifar10", "CIFAR10", folder, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _from_torchvision(name: str, kind: str, folder: Path, **normalisation: Any) -> Dataset:
+    """A dataset of torchvision's that holds its images in memory: CIFAR10, CIFAR100, MNIST, ..."""
+    found = getattr(torchvision.datasets, kind, None)
+    if found is None or "train" not in inspect.signature(found).parameters:
+        raise unknown("dataset of torchvision", kind, IN_MEMORY)
+    parts: list[Any] = []
     for train in (True, False):
-        present = (folder / "cifar-10-batches-py").is_dir()
         try:
-            data = torchvision.datasets.CIFAR10(str(folder), train=train, download=not present)
-        except Exception as error:
-            raise UserError(
-                f"there is no CIFAR-10 in {str(folder)!r} and it could not be downloaded: put "
-                "cifar10.npz (uint8 NHWC x_train "
-                "y_train x_test y_test) or torchvision's cifar-10-batches-py there, or set "
-                "AMC_DATA_DIR"
-            ) from error
-        parts += [data.data, np.array(data.targets)]
-    return Dataset.from_arrays("cifar10", *parts, **normalisation)
+            data = found(str(folder), train=train)
+        except RuntimeError:  # not there
+            try:
+                data = found(str(folder), train=train, download=True)
+            except Exception as error:
+                file = f"{name.removeprefix('torchvision:').lower()}.npz"
+                raise UserError(
+                    f"there is no {kind} in {str(folder)!r} and it could not be downloaded: put "
+                    f"torchvision's files there (or, as dataset=npz:{file}, uint8 NHWC x_train "
+                    "y_train x_test y_test), or set AMC_DATA_DIR"
+                ) from error
+        pixels = np.asarray(data.data)
+        parts += [pixels[..., None] if pixels.ndim == 3 else pixels, np.array(data.targets)]
+    return Dataset.from_arrays(name, *parts, **normalisation)
 
 
 def _image_folder(name: str, root: Path, size: int) -> Dataset:
@@ -299,4 +305,6 @@ def _image_folder(name: str, root: Path, size: int) -> Dataset:
     )
 
 
+IN_MEMORY = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")
+PREFIXES = ("torchvision:NAME", "npz:PATH", "imagefolder:PATH")
 DATASETS: dict[str, Callable[[Path], Dataset]] = {"digits": _digits, "cifar10": _cifar10}

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from amc.evaluate.data import Dataset, Images
+from amc.evaluate.data import Dataset
 from amc.evaluate.fusion import fused
+from amc.evaluate.images import Images
 from amc.evaluate.rewards import Score
 from amc.network.layers import IntArray, evaluating, example_input
 from amc.network.trace import Network
