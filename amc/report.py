@@ -20,6 +20,7 @@ from amc.files import write_bytes
 matplotlib.use("Agg")
 
 HANDFUL = 3  # evaluations that are no curve yet
+SHADED = 3  # seeds; the interval of two (Student's t: 12.7 standard errors) hides all else
 
 _PHASES = {"warmup": ("#9aa5b1", "random warm-up"), "explore": ("#2b6cb0", "agent")}
 
@@ -113,7 +114,8 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 def draw_curves(
     axes: Any, comparison: Comparison, over: Axis, colors: Mapping[str, str] | None = None
 ) -> None:
-    """The curves of a comparison; of an algorithm with hardly an episode, a level.
+    """The curves of a comparison, with intervals from three seeds on; of an algorithm with hardly
+    an episode, a level.
 
     Args:
         axes: matplotlib's.
@@ -131,6 +133,8 @@ def draw_curves(
         if band.evaluations > HANDFUL:
             style = "-" if number < 10 else "--"
             axes.step(band.x, mean, style, where="post", color=color, linewidth=1.6, label=name)
+            if band.seeds < SHADED:
+                low = high = mean
             axes.fill_between(band.x, low, high, step="post", color=color, alpha=0.15, linewidth=0)
         else:
             axes.axhline(mean[-1], color=color, linestyle=":", linewidth=1.2, label=name)

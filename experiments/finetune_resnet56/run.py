@@ -105,8 +105,8 @@ def run_search(wanted: Search) -> str:
     return f"{wanted.name}: {100 * best['search_accuracy']:.2f} kl {best['kl']:.4f}"
 
 
-def run_finetune(job: Job) -> str:
-    torch.set_num_threads(1)
+def run_finetune(job: Job, threads: int = 1) -> str:
+    torch.set_num_threads(threads)
     if job.search.path is None or not (job.search.path / "best.json").is_file():
         return f"{job.folder.name}: its search has not ended"
     done = finetune(job.search.path, job.overrides, to=job.folder)
@@ -142,13 +142,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["search", "finetune", "results"])
     parser.add_argument("agents", nargs="*", help="whose strategies; all by default")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="of a thread each; 1: all threads")
     chosen = parser.parse_args()
     if chosen.what == "results":
         return write_results()
     run, todo = (run_search, searches()) if chosen.what == "search" else (run_finetune, jobs())
     if chosen.agents:
         todo = [item for item in todo if getattr(item, "search", item).agent in chosen.agents]
+    if chosen.what == "finetune" and chosen.workers == 1:
+        for job in todo:
+            print(run_finetune(job, torch.get_num_threads()), flush=True)
+        return None
     with ProcessPoolExecutor(chosen.workers, get_context("spawn")) as pool:
         for line in pool.map(run, todo):
             print(line, flush=True)
