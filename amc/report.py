@@ -106,7 +106,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     draw_curves(left, comparison, "evaluations")
     draw_curves(right, comparison, "seconds")
     right.set(xlabel="seconds, as measured in each run", ylabel="")
-    figure.suptitle("Search algorithms on one problem: mean over seeds and 95% interval")
+    figure.suptitle("Search algorithms on one problem: mean over seeds, 95% interval from 3 on")
     left.legend(fontsize=8, loc="lower right")
     _write(figure, path)
 
