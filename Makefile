@@ -8,6 +8,7 @@ export OMP_WAIT_POLICY ?= passive
 
 demo: $(VENV)/installed
 	$(BIN)/amc search digits_resnet8_channel_macs50 --out runs/demo
+	$(BIN)/amc finetune "$$(ls -td runs/demo/*/s* | head -n 1)"
 	$(BIN)/amc export "$$(ls -td runs/demo/*/s* | head -n 1)"
 
 test: $(VENV)/installed-dev lint

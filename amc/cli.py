@@ -165,7 +165,8 @@ def finetune(
     _print(tables.finetuned(metrics), {"path": str(result.path), **metrics}, as_json)
     if not as_json:
         out.print(f"fine-tuned: [bold]{result.path}[/]", soft_wrap=True, highlight=False)
-        out.print(f"next: amc export {run}", soft_wrap=True, highlight=False)
+        where = "" if to is None else f" --finetuned {to}"
+        out.print(f"next: amc export {run}{where}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -174,13 +175,17 @@ def export(
     formats: Annotated[
         str, typer.Option("--format", help="comma-separated: safetensors, onnx, pt2")
     ] = "safetensors,onnx,pt2",
+    finetuned: Annotated[
+        Path | None, typer.Option(help="of `amc finetune --out`; by default finetune in the run")
+    ] = None,
 ) -> None:
     """Export the best strategy of a run, fine-tuned if it is: weights with strategy.json, ONNX, a
     torch.export program, metrics.json, and a model card.
     """
     from amc import export as exporting
 
-    metrics = exporting.export(run, formats.split(","), report=ConsoleReport(err))
+    report = ConsoleReport(err)
+    metrics = exporting.export(run, formats.split(","), finetuned=finetuned, report=report)
     table = tables.comparison()
     for stage in ("", "finetuned_"):
         if (accuracy := metrics[f"{stage}test_accuracy"]) is not None:

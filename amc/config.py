@@ -291,7 +291,7 @@ def _yaml(text: str, source: str) -> Any:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration; `load_config` reads it back."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def describe(config: BaseModel) -> list[tuple[str, Any, str]]:

@@ -23,7 +23,7 @@ from amc.cost.cost import Cost, cost_of
 from amc.errors import UserError, unknown
 from amc.evaluate.data import Dataset
 from amc.files import write_bytes, write_json
-from amc.finetune import FOLDER, finished, read_config
+from amc.finetune import FOLDER, Finished, read_config
 from amc.formats import write_onnx, write_program
 from amc.network.models import build_model, load_weights
 from amc.network.trace import trace
@@ -32,7 +32,7 @@ from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.run import Run
 from amc.search import SearchResult, open_problem
-from amc.training.keeper import BEST, plain
+from amc.training.keeper import plain
 
 FORMATS = ("safetensors", "onnx", "pt2")
 WEIGHTS, STRATEGY, ONNX, PROGRAM, METRICS, CARD = (
@@ -50,6 +50,7 @@ def export(
     run: SearchResult | str | Path,
     formats: Collection[str] = FORMATS,
     *,
+    finetuned: str | Path | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     report: Report = silent,
@@ -60,6 +61,7 @@ def export(
     Args:
         run: a search's result, or the directory of a run.
         formats: of ``safetensors``, ``onnx`` and ``pt2`` (a `torch.export` program).
+        finetuned: the folder of the fine-tuning; ``finetune`` in the run by default.
         model: the network, where the run's was given from Python and ``run`` is a directory.
         dataset: likewise.
         report: of progress.
@@ -68,12 +70,18 @@ def export(
         The contents of metrics.json.
 
     Raises:
-        UserError: the run has no result, or a format is unknown.
+        UserError: the run has no result, there is no such fine-tuning, or a format is unknown.
     """
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    opened, problem, compressed, tuned = _opened(run, model, dataset, report)
+    opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
+    tuned = _tuned(opened, finetuned)
+    weights = None if tuned is None else tuned.settings.weights
+    problem = open_problem(run, model, dataset, report, weights)[1]
+    compressed = problem.space.apply(opened.best["strategy"])
+    if tuned is not None:
+        load_weights(compressed, tuned.weights)
     best, folder = opened.best, opened.path / "export"
     folder.mkdir(exist_ok=True)
     steps = 5
@@ -103,7 +111,7 @@ def export(
     report("exporting", 4, steps)
     metrics["measured_latency_ms"] = problem.measured_latency(compressed)
     write_json(folder / METRICS, metrics)
-    settings = read_config(opened.path / FOLDER) if tuned else None
+    settings = None if tuned is None else tuned.settings
     files = [name for name in (WEIGHTS, ONNX, PROGRAM) if (folder / name).is_file()]
     card = model_card(description, metrics, opened, settings, problem.space, files)
     write_bytes(folder / CARD, card.encode())
@@ -186,37 +194,28 @@ def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> d
     return result
 
 
-def _opened(
-    run: SearchResult | str | Path,
-    model: nn.Module | None,
-    dataset: Dataset | None,
-    report: Report,
-) -> tuple[Run, Problem, nn.Module, dict[str, Any] | None]:
-    """The run, what it worked on, the network to export, and the figures of its fine-tuning."""
-    path = run.run.path if isinstance(run, SearchResult) else Run.open(Path(run)).path
-    tuned, settings = finished(path / FOLDER), read_config(path / FOLDER)
-    if settings is not None and tuned is None:
+def _tuned(run: Run, folder: str | Path | None) -> Finished | None:
+    """The fine-tuning whose weights are exported."""
+    where = run.path / FOLDER if folder is None else Path(folder)
+    tuned = Finished.of(where)
+    if tuned is None and folder is not None:
+        raise UserError(f"{str(where)!r} holds no fine-tuning that has ended")
+    if tuned is None and read_config(where) is not None:
         logging.getLogger("amc").warning(
             "the fine-tuning has not ended (amc finetune %s goes on with it): exported as it was "
             "before",
-            path,
+            run.path,
         )
-    weights = settings.weights if settings is not None and tuned is not None else None
-    opened, problem = open_problem(run, model, dataset, report, weights)
-    compressed = problem.space.apply(opened.best["strategy"])
-    if tuned is not None:
-        load_weights(compressed, path / FOLDER / BEST)
-    return opened, problem, compressed, tuned
+    return tuned
 
 
 def _description(
-    run: Run, problem: Problem, best: dict[str, Any], tuned: dict[str, Any] | None
+    run: Run, problem: Problem, best: dict[str, Any], tuned: Finished | None
 ) -> dict[str, Any]:
-    settings = read_config(run.path / FOLDER) if tuned is not None else None
     return {
         "schema": 2,  # 1: of version 0.1, without weights and finetuned
         "model": problem.config.model,
-        "weights": None if settings is None else settings.weights,
+        "weights": None if tuned is None else tuned.settings.weights,
         "classes": problem.dataset.classes,
         "input_shape": list(problem.dataset.input_shape),
         "mean": list(problem.dataset.mean),
@@ -230,7 +229,7 @@ def _description(
 
 
 def _measured(
-    problem: Problem, compressed: nn.Module, best: dict[str, Any], tuned: dict[str, Any] | None
+    problem: Problem, compressed: nn.Module, best: dict[str, Any], tuned: Finished | None
 ) -> dict[str, Any]:
     cost = _cost(problem, compressed)
     original = problem.space.cost({})
@@ -242,7 +241,7 @@ def _measured(
             "search_accuracy": best["search_accuracy"],
         }
     else:
-        accuracies = _accuracies(tuned)
+        accuracies = _accuracies(tuned.metrics)
     return {
         **accuracies,
         **cost.as_dict(),

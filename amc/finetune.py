@@ -21,6 +21,7 @@ from amc.errors import UserError
 from amc.evaluate.data import Dataset
 from amc.evaluate.inference import prepared
 from amc.files import write_bytes, write_json
+from amc.network.models import load_weights
 from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.provenance import surroundings
@@ -28,7 +29,7 @@ from amc.report import plot_finetune
 from amc.run import Run
 from amc.search import SearchResult, open_problem
 from amc.training.distill import Distillation, Objective
-from amc.training.keeper import InFolder
+from amc.training.keeper import BEST, InFolder
 from amc.training.processes import Processes, joined
 from amc.training.settings import FinetuneConfig
 from amc.training.trainer import Lesson, Progress, Trainer, uses_bf16
@@ -83,9 +84,9 @@ def finetune(
         settings = _settings(folder, opened, config)
         problem = open_problem(run, model, dataset, report, settings.weights)[1]
         compressed = problem.space.apply(opened.best["strategy"])
-        if (metrics := finished(folder)) is not None:
-            compressed.load_state_dict(InFolder(folder).best())
-            return FinetuneResult(folder, compressed, metrics, processes.first)
+        if (ended := Finished.of(folder)) is not None:
+            load_weights(compressed, ended.weights)
+            return FinetuneResult(folder, compressed, ended.metrics, processes.first)
         log = _Log(folder, settings, tensorboard) if processes.first else None
         if log is not None:
             log.begin(problem, compressed)
@@ -97,9 +98,21 @@ def finetune(
         return FinetuneResult(folder, compressed, _read(folder / METRICS), processes.first)
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """metrics.json of a fine-tuning that has ended; none of another."""
-    return _read(folder / METRICS) if (folder / METRICS).is_file() else None
+@dataclass(frozen=True)
+class Finished:
+    """A fine-tuning that has ended, as its folder tells it."""
+
+    settings: FinetuneConfig
+    metrics: dict[str, Any]
+    weights: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Finished | None:
+        """None where it has not begun or not ended."""
+        settings = read_config(folder)
+        if settings is None or not (folder / METRICS).is_file():
+            return None
+        return cls(settings, _read(folder / METRICS), folder / BEST)
 
 
 def read_config(folder: Path) -> FinetuneConfig | None:

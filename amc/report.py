@@ -76,24 +76,29 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
 def plot_finetune(
     epochs: Sequence[Mapping[str, Any]], before: Mapping[str, Any], path: Path
 ) -> None:
-    """Accuracy over the epochs of a fine-tuning: of the training images as they are augmented, and
-    of the held-out ones, with the uncompressed network and the one before fine-tuning.
+    """A fine-tuning over its epochs: accuracy on the held-out images (where there are none, on the
+    training images as they are augmented), with what it was before; and the loss in training.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     x = [row["epoch"] for row in epochs]
-    axes.plot(x, [100 * row["train_accuracy"] for row in epochs], color="#9aa5b1", label="training")
-    if epochs[0]["heldout_accuracy"] is not None:
-        accuracies = [100 * row["heldout_accuracy"] for row in epochs]
-        axes.plot(x, accuracies, ".-", color="#2b6cb0", label="held-out")
+    heldout = epochs[0]["heldout_accuracy"] is not None
+    accuracies = [row["heldout_accuracy" if heldout else "train_accuracy"] for row in epochs]
+    label = "held-out" if heldout else "training, augmented"
+    left.plot(x, [100 * value for value in accuracies], ".-", color="#2b6cb0", label=label)
+    if heldout:
         for key, color, label in (
-            ("baseline_search_accuracy", "#38a169", "uncompressed, held-out"),
-            ("search_accuracy", "#dd6b20", "before fine-tuning, held-out"),
+            ("baseline_search_accuracy", "#38a169", "uncompressed"),
+            ("search_accuracy", "#dd6b20", "before fine-tuning"),
         ):
-            axes.axhline(100 * before[key], color=color, linestyle="--", label=label)
-    axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Fine-tuning")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8)
+            left.axhline(100 * before[key], color=color, linestyle="--", label=label)
+    left.set(ylabel="accuracy (%)", title="Fine-tuning")
+    left.legend(fontsize=8)
+    right.plot(x, [row["train_loss"] for row in epochs], ".-", color="#2b6cb0")
+    right.set(ylabel="loss", title="What is minimised, on augmented images")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _write(figure, path)
 
 

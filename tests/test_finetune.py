@@ -162,6 +162,8 @@ def test_what_is_shipped_is_the_fine_tuned_network(digits_run: Path) -> None:
     before = export(digits_run, ["safetensors"])
     assert before["finetuned_test_accuracy"] is None
     assert "not fine-tuned" in (digits_run / "export" / "README.md").read_text()
+    with pytest.raises(UserError, match="holds no fine-tuning that has ended"):
+        export(digits_run, finetuned=digits_run / "nothing")
     tuned = finetune(digits_run, ["epochs=5"])
     metrics = export(digits_run)
     assert metrics["test_accuracy"] == before["test_accuracy"]
@@ -225,27 +227,3 @@ def test_the_loaders_of_the_readme(digits: Dataset, tmp_path: Path) -> None:
     count = sum(p.numel() for p in smaller.parameters())
     assert count < sum(p.numel() for p in Mine().parameters())
     assert next(tmp_path.glob("runs/*/*/export/model.onnx")).is_file()
-
-
-def test_loaders_that_cannot_be_used_are_refused(digits: Dataset) -> None:
-    pixels, labels = digits.train.fetch(np.arange(20)), torch.arange(20) % 3
-    uint8 = DataLoader(TensorDataset(pixels, labels))
-    with pytest.raises(UserError, match="must give float images"):
-        Dataset.from_loaders(uint8, uint8)
-
-    class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-        def __iter__(self) -> object:
-            return iter(())
-
-    stream: DataLoader[object] = DataLoader(Stream())
-    with pytest.raises(UserError, match="has no length"):
-        Dataset.from_loaders(stream, stream)
-
-
-def test_loaders_are_read_in_the_order_of_their_dataset(digits: Dataset) -> None:
-    pixels, labels = torch.randn(70, 1, 8, 8), torch.arange(70) % 3
-    loader: DataLoader[object] = DataLoader(TensorDataset(pixels, labels), 16, shuffle=True)
-    data = Dataset.from_loaders(loader, loader)
-    assert data.train.labels.tolist() == labels.tolist() and data.classes == 3
-    assert torch.equal(data.train.fetch(np.array([5, 2, 69])), pixels[[5, 2, 69]])
-    assert torch.equal(data.normalise(pixels), pixels)

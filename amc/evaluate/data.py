@@ -280,7 +280,7 @@ def _from_torchvision(name: str, kind: str, folder: Path, **normalisation: Any) 
                     "y_train x_test y_test), or set AMC_DATA_DIR"
                 ) from error
         pixels = np.asarray(data.data)
-        parts += [pixels[..., None] if pixels.ndim == 3 else pixels, np.array(data.targets)]
+        parts += [pixels[..., None] if pixels.ndim == 3 else pixels, np.asarray(data.targets)]
     return Dataset.from_arrays(name, *parts, **normalisation)
 
 
