@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import Mine, config_of
+from zoo import Mine, command, config_of
 
 from amc.errors import UserError
 from amc.evaluate.data import Dataset
@@ -26,16 +26,6 @@ from amc.search import SearchResult, search
 
 PRESET = "digits_resnet8_channel_macs50"
 SHORT = ["train.epochs=3", "agent.name=uniform", "evaluate.images=200"]
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "amc.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

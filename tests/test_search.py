@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
-from zoo import Mine, config_of
+from zoo import Mine, command, config_of
 
 from amc.config import parse_config
 from amc.errors import UserError
@@ -47,17 +47,6 @@ def journal(path: Path) -> list[dict[str, Any]]:
         {key: value for key, value in line.items() if key not in ("seconds", "profile")}
         for line in lines
     ]
-
-
-def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "amc.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        **options,
-    )
 
 
 def test_a_users_own_network_and_data(digits: Dataset, tmp_path: Path) -> None:

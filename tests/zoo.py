@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,3 +119,15 @@ def config_of(*overrides: str) -> Config:
         "agent": {"name": "ddpg", "episodes": 10, "warmup_episodes": 4},
     }
     return parse_config(base, overrides)
+
+
+def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """``amc ...`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "amc.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        **options,
+    )
