@@ -1,5 +1,5 @@
-"""The command line: ``amc ls | show | search | resume | evaluate | export | compare |
-profile | check``.
+"""The command line: ``amc ls | show | search | resume | evaluate | finetune | export | compare |
+pareto | profile | check``.
 
 Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for
 Ctrl-C.
@@ -215,7 +215,7 @@ def compare(
 
     from amc import compare as comparing
     from amc.files import write_bytes
-    from amc.report import plot_comparison
+    from amc.plots import plot_comparison
 
     found = comparing.compare(runs, comparing.measure_of(by))
     for name, table in comparing.tables(found).items():
@@ -234,6 +234,45 @@ def compare(
             soft_wrap=True,
         )
         out.print(f"written to [bold]{to}[/] (compare.png shows the curves)", highlight=False)
+
+
+@app.command()
+def pareto(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    x: Annotated[str, typer.Option(help="macs, params, memory_bytes or latency_ms")] = "macs",
+    to: Annotated[Path, typer.Option("--out", help="the folder for csv and png")] = Path("pareto"),
+    reference: Annotated[
+        str | None,
+        typer.Option(help="cost ratio and accuracy of the hypervolume's worst corner, as 1,0.1"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pareto fronts of runs, or of all runs in a folder: what other budgets would have cost."""
+    from dataclasses import asdict
+
+    from amc import pareto as fronts
+    from amc.files import write_bytes
+    from amc.plots import plot_pareto
+
+    found = fronts.pareto(runs, x, _corner(reference))
+    for name, table in fronts.tables(found).items():
+        write_bytes(to / f"{name}.csv", table.to_csv(index=False).encode())
+    plot_pareto(found, to / "pareto.png")
+    rows = fronts.standings(found.curves())
+    summary = {
+        "reference": found.reference,
+        "front": [asdict(point) for point in found.front],
+        "hypervolume": [asdict(row) for row in rows],
+    }
+    _print(tables.hypervolumes(rows), summary, as_json)
+    if not as_json:
+        cost, accuracy = found.reference
+        out.print(
+            f"hypervolume: between the front and {cost:g} of the cost at {accuracy:.2%} accuracy; "
+            f"written to [bold]{to}[/] (pareto.png shows the fronts)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -329,6 +368,19 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(size) for size in sizes)
 
 
+def _corner(text: str | None) -> tuple[float, float] | None:
+    """A reference point from ``1,0.1``."""
+    if text is None:
+        return None
+    try:
+        cost, accuracy = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--reference is {text!r}: a cost ratio and an accuracy, as 1,0.1, are expected"
+        ) from None
+    return cost, accuracy
+
+
 def _closing(result: Any, as_json: bool) -> None:
     from amc.profiling.reach import structure_of
 
@@ -362,7 +414,7 @@ def _closing(result: Any, as_json: bool) -> None:
 
 
 def _print_profile(profile: DeviceProfile, path: Path, as_json: bool) -> None:
-    from amc.report import plot_profile
+    from amc.plots import plot_profile
 
     picture = path.with_suffix(".png")
     plot_profile(profile, picture)

@@ -150,7 +150,7 @@ def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -
                     f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({value!r} and "
                     f"{problems[0][key]!r}): only the agent and the seed may"
                 )
-    labels = _labels([_way_of(run) for run in runs])
+    labels = labels_of(runs)
     curves = [Curve.of(run, label, measure) for run, label in zip(runs, labels, strict=True)]
     return Comparison(measure, tuple(curves))
 
@@ -225,11 +225,11 @@ def _problem(run: Run) -> dict[str, Any]:
     return {**config, "layers.csv": layers}  # a network that was given from Python has no name
 
 
-def _labels(ways: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The agent's name; where agents of that name differ, with as few options as tell them
-    apart.
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """The agent's name of each run; where agents of that name differ, with as few options as tell
+    them apart.
     """
-    labels = []
+    ways, labels = [_way_of(run) for run in runs], []
     for way in ways:
         alike = [other for other in ways if other["name"] == way["name"]]
         keys = _telling_apart(alike)

@@ -22,10 +22,10 @@ from amc.evaluate.data import Dataset
 from amc.evaluate.inference import prepared
 from amc.files import write_bytes, write_json
 from amc.network.models import load_weights
+from amc.plots import plot_finetune
 from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.provenance import surroundings
-from amc.report import plot_finetune
 from amc.run import Run
 from amc.search import SearchResult, open_problem
 from amc.training.distill import Distillation, Objective

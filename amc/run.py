@@ -91,13 +91,18 @@ class Run:
         write_json(self.path / "provenance.json", {**self.provenance, **facts})
 
     @property
+    def has_best(self) -> bool:
+        """Whether the search has ended, at least once."""
+        return (self.path / "best.json").is_file()
+
+    @property
     def best(self) -> dict[str, Any]:
         """best.json.
 
         Raises:
             UserError: the search has no episode yet.
         """
-        if not (self.path / "best.json").is_file():
+        if not self.has_best:
             raise UserError(
                 f"{str(self.path)!r} has no best.json: its search has not ended an episode yet"
             )
@@ -215,3 +220,17 @@ class Run:
         except Exception:
             return None
         return state
+
+
+def runs_in(path: Path) -> list[Run]:
+    """The run in a folder, or all runs below it, by path.
+
+    Raises:
+        UserError: the folder does not exist, or holds none.
+    """
+    if (path / "config.yaml").is_file():
+        return [Run.open(path)]
+    found = sorted(journal.parent for journal in path.rglob("episodes.jsonl"))
+    if not found:
+        raise UserError(f"{str(path)!r} holds no run that has begun")
+    return [Run.open(folder) for folder in found]

@@ -29,11 +29,11 @@ from amc.evaluate.data import Dataset
 from amc.evaluate.evaluator import Evaluator, Outcome
 from amc.evaluate.inference import ImageSet
 from amc.files import write_bytes
+from amc.plots import plot_search
 from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.provenance import surroundings
 from amc.registry import lookup
-from amc.report import plot_search
 from amc.run import SCHEMA, Run
 
 # The base network's weights, kept in the run where they come from no file.

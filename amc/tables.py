@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -11,6 +12,7 @@ if TYPE_CHECKING:  # the command line starts without torch
     from amc.compare import Comparison
     from amc.cost.device import DeviceProfile
     from amc.network.layers import LayerTable
+    from amc.pareto import Standing
 
 _COSTS = (("macs", "MACs"), ("params", "params"), ("memory_bytes", "memory, bytes"))
 
@@ -87,6 +89,19 @@ def fidelity(profile: DeviceProfile) -> Table:
             errors = percent(found.median_ape), percent(found.worst_ape)
             numbers = f"{fit.reference_ms:.3f}", str(found.strategies)
             shown.add_row(name, *numbers, *errors, f"{found.spearman:.3f}")
+    return shown
+
+
+def hypervolumes(rows: Sequence[Standing]) -> Table:
+    """Every algorithm's front in one number."""
+    shown = Table("agent", pad_edge=False)
+    for column in ("seeds", "hypervolume", "of the best"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        half = "" if math.isnan(row.low) else f" ± {(row.high - row.low) / 2:.4f}"
+        shown.add_row(
+            row.agent, str(row.seeds), f"{row.hypervolume:.4f}{half}", percent(row.relative)
+        )
     return shown
 
 

@@ -102,10 +102,11 @@ class Pretended:
 class Mine(nn.Module):
     """A user's own network, which nobody has registered."""
 
-    def __init__(self, classes: int = 3) -> None:
+    def __init__(self, classes: int = 3, width: int = 12) -> None:
         super().__init__()
-        self.a, self.norm = nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
-        self.b = nn.Conv2d(12, 16, 3, padding=1)
+        self.a = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.b = nn.Conv2d(width, 16, 3, padding=1)
         self.head = nn.Linear(16, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -146,18 +146,14 @@ class Trainer:
         with torch.random.fork_rng():  # dropout draws from the global state
             saved = time.monotonic()
             for images, labels in self._batches():
-                start = time.perf_counter()
                 self._update(images, labels)
-                self.progress.seconds += time.perf_counter() - start
-                if self.progress.step % self.updates == 0:
+                ended = self.progress.step % self.updates == 0
+                if ended:
                     self._end_epoch()
                     after_epoch(self.progress)
-                elif time.monotonic() - saved > CHECKPOINT_SECONDS:
+                if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self._save()
-                else:
-                    self._tell()
-                    continue
-                saved = time.monotonic()
+                    saved = time.monotonic()
                 self._tell()
         self._take_result()
         return self.progress
@@ -192,6 +188,7 @@ class Trainer:
         return source.fetch(chosen), torch.from_numpy(source.labels[chosen])
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
+        start = time.perf_counter()
         self._parallel.train()
         rate = self.config.lr * _rate(self.progress.step, self.total, self.config.warmup)
         for group in self.optimizer.param_groups:
@@ -206,9 +203,11 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.lesson.objective.model)
         correct = (outputs.argmax(1) == labels).sum().item()
-        found = loss.item() * len(labels), float(correct), float(len(labels))
+        own = torch.tensor([loss.item() * len(labels), correct, len(labels)], dtype=torch.float64)
+        found = self.processes.total(own).tolist()
         self.progress.sums = [a + b for a, b in zip(self.progress.sums, found, strict=True)]
         self.progress.step += 1
+        self.progress.seconds += time.perf_counter() - start
         if not math.isfinite(found[0]):
             raise UserError(
                 f"the training diverged in update {self.progress.step}: take a smaller lr than "
@@ -217,7 +216,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         progress, start = self.progress, time.perf_counter()
-        loss, correct, count = self.processes.total(torch.tensor(progress.sums)).tolist()
+        loss, correct, count = progress.sums
         accuracy = None if self.lesson.heldout is None else self._accuracy(self.lesson.heldout)
         number = progress.step // self.updates
         rate = self.config.lr * _rate(progress.step - 1, self.total, self.config.warmup)
@@ -227,7 +226,6 @@ class Trainer:
         progress.sums, progress.seconds = [0.0, 0.0, 0.0], 0.0
         if self.processes.first:
             self.keeper.keep(self.result, progress.best is progress.epochs[-1])
-        self._save()
 
     def _accuracy(self, indices: IntArray) -> float:
         dataset, correct = self.lesson.dataset, 0

@@ -29,10 +29,10 @@ from amc.cost.device import DeviceProfile, load_device
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.rewards import Score
 from amc.files import write_json
+from amc.plots import plot_profile
 from amc.problem import untrained_space
 from amc.profiling.reach import structure_of
 from amc.progress import ConsoleReport
-from amc.report import plot_profile
 from amc.runtime import compare, make_runtime
 from amc.search import resume, search
 from amc.spaces.base import CompressionSpace, Strategy

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Pictures of runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from amc.compare import Axis, Comparison
 from amc.cost.device import DeviceProfile
 from amc.evaluate.evaluator import Outcome
 from amc.files import write_bytes
+from amc.pareto import HANDCRAFTED, Pareto
 
 matplotlib.use("Agg")
 
@@ -147,6 +148,53 @@ def draw_curves(
     span = max(levels) - min(levels) + 1e-9
     axes.set_ylim(min(levels) - 0.1 * span, max(levels) + 0.15 * span)
     axes.set(xlabel=over, ylabel=f"{what} of the best so far")
+
+
+def plot_pareto(found: Pareto, path: Path) -> None:
+    """What each agent's runs delivered over their cost, the front of all their strategies, and the
+    uncompressed network.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    front = [*((100 * p.ratio, 100 * p.search_accuracy) for p in found.front)]
+    axes.step(*zip(*front, strict=True), where="post", color="0.75", linewidth=1, zorder=1)
+    for number, curve in enumerate(found.curves()):
+        handmade = curve.agent in HANDCRAFTED
+        x, mean, low, high = (
+            np.array([100 * getattr(part, name) for part in curve.delivered])
+            for name in ("ratio", "mean", "low", "high")
+        )
+        seeds = max(part.seeds for part in curve.delivered)
+        several = seeds > 1 and not handmade
+        axes.errorbar(
+            x,
+            mean,
+            yerr=np.nan_to_num([mean - low, high - mean]) if seeds >= SHADED else None,
+            color=f"C{number % 10}",
+            fmt="s--" if handmade else "o-",
+            markersize=4,
+            linewidth=1.1 if handmade else 1.8,
+            capsize=3,
+            label=f"{curve.agent} ({seeds} seeds)" if several else curve.agent,
+        )
+    axes.plot(100, 100 * found.accuracy, "*", color="black", markersize=14, zorder=5)
+    axes.annotate(
+        f"uncompressed: {100 * found.accuracy:.2f}%",
+        (100, 100 * found.accuracy),
+        (-10, -4),
+        textcoords="offset points",
+        ha="right",
+    )
+    unit = {"macs": "MACs", "params": "parameters", "memory_bytes": "bytes", "latency_ms": "ms"}
+    original = f"{found.original:,}" if found.metric != "latency_ms" else f"{found.original:.3g}"
+    axes.set(
+        xlabel=f"% of the uncompressed network's {original} {unit[found.metric]}",
+        ylabel="search accuracy (%), before fine-tuning",
+        title="What each budget costs: best strategies, mean over seeds; grey: the front of all",
+    )
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=9, loc="lower right")
+    _write(figure, path)
 
 
 def plot_profile(profile: DeviceProfile, path: Path) -> None:

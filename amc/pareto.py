@@ -1,0 +1,269 @@
+"""Pareto fronts: what every budget would have cost, from the journals of many runs.
+
+A strategy is a point: a cost to be small, an accuracy to be large. The front of a run, or of
+several, are the strategies to which no other is better in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from amc.compare import Values, interval, labels_of
+from amc.cost.cost import METRICS, Metric
+from amc.errors import UserError, unknown
+from amc.evaluate.evaluator import Outcome
+from amc.run import Run, runs_in
+
+HANDCRAFTED = ("uniform", "shallow", "deep")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A strategy that was measured on all images and is within its run's budget."""
+
+    agent: str
+    seed: int
+    budget: str
+    run: str
+    episode: int
+    best: bool  # of its run, by reward
+    ratio: float  # of the original's cost, on the axis of the front
+    search_accuracy: float
+    costs: Mapping[str, float | None]
+    strategy: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What the runs of one agent within one budget delivered: their best strategies by reward, the
+    mean over seeds and its 95% interval.
+    """
+
+    seeds: int
+    ratio: float  # of the original's cost
+    mean: float  # search accuracy
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One agent over its budgets."""
+
+    agent: str
+    delivered: tuple[Delivered, ...]  # by ascending cost
+    hypervolume: Values  # of each seed that has a run of every budget
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Everything that `amc pareto` shows."""
+
+    metric: Metric
+    original: float  # what the uncompressed network costs
+    accuracy: float  # and its search accuracy, the mean over runs
+    reference: tuple[float, float]  # cost ratio and accuracy, the worst corner of the hypervolume
+    points: tuple[Point, ...]
+
+    @property
+    def front(self) -> tuple[Point, ...]:
+        """The non-dominated strategies of all runs, by cost."""
+        return tuple(non_dominated(self.points))
+
+    def by_agent(self) -> dict[str, list[Point]]:
+        found: dict[str, list[Point]] = {}
+        for point in self.points:
+            found.setdefault(point.agent, []).append(point)
+        return found
+
+    def curves(self) -> list[Curve]:
+        """The agents, the largest hypervolume first."""
+        curves = [self._curve(agent, points) for agent, points in self.by_agent().items()]
+        return sorted(curves, key=lambda curve: -max([0.0, *curve.hypervolume]))
+
+    def _curve(self, agent: str, points: Sequence[Point]) -> Curve:
+        budgets: dict[str, list[Point]] = {}
+        for point in points:
+            budgets.setdefault(point.budget, []).append(point)
+        delivered = [_delivered([p for p in own if p.best]) for own in budgets.values()]
+        seeds = [
+            seed
+            for seed in sorted({p.seed for p in points})
+            if all(any(p.seed == seed for p in own) for own in budgets.values())
+        ]
+        fronts = [non_dominated(p for p in points if p.seed == seed) for seed in seeds]
+        volumes = np.array([hypervolume(front, self.reference) for front in fronts])
+        return Curve(agent, tuple(sorted(delivered, key=lambda d: d.ratio)), volumes)
+
+
+def _delivered(points: Sequence[Point]) -> Delivered:
+    accuracies = np.array([[p.search_accuracy] for p in points])
+    mean, low, high = (ends.item() for ends in interval(accuracies))
+    ratio = float(np.mean([p.ratio for p in points]))
+    return Delivered(len({p.seed for p in points}), ratio, mean, low, high)
+
+
+def non_dominated(points: Iterable[Point]) -> list[Point]:
+    """The points to which no other is better in cost and accuracy, by ascending cost."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.ratio, -p.search_accuracy, p.run, p.episode)):
+        if not found or point.search_accuracy > found[-1].search_accuracy:
+            found.append(point)
+    return found
+
+
+def hypervolume(front: Sequence[Point], reference: tuple[float, float]) -> float:
+    """The area between a front and the reference point, which is worse than all that counts: cost
+    ratio to its left, accuracy above it.
+    """
+    cost, accuracy = reference
+    volume = 0.0
+    for point in reversed(front):  # the right one reaches to the reference, others to the next
+        if point.ratio < cost and point.search_accuracy > accuracy:
+            volume += (cost - point.ratio) * (point.search_accuracy - accuracy)
+            cost = point.ratio
+    return volume
+
+
+def pareto(
+    paths: Sequence[str | Path], metric: str = "macs", reference: tuple[float, float] | None = None
+) -> Pareto:
+    """Read runs, or folders of runs.
+
+    Args:
+        paths: directories.
+        metric: the cost on the axis: macs (alias flops), params, memory_bytes or latency_ms.
+        reference: cost ratio and accuracy of the hypervolume's reference point; by default the
+            uncompressed network's cost, and the accuracy of guessing.
+
+    Raises:
+        UserError: there is no run, two are not of one network and data, or one does not know its
+            latency.
+    """
+    metric = "macs" if metric == "flops" else metric
+    if metric not in METRICS:
+        raise unknown("cost axis", metric, [*METRICS, "flops"])
+    runs = [run for path in paths for run in runs_in(Path(path)) if run.has_best]
+    if not runs:
+        raise UserError(f"no finished run in {', '.join(repr(str(path)) for path in paths)}")
+    networks = [_network(run, metric) for run in runs]
+    for run, network in zip(runs, networks, strict=True):
+        for key, value in network.items():
+            if value != networks[0][key]:
+                raise UserError(
+                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({value!r} and "
+                    f"{networks[0][key]!r}): fronts are of one network"
+                )
+    labels = labels_of(runs)
+    original = networks[0][metric]
+    accuracy = float(np.mean([run.best["baseline"]["search_accuracy"] for run in runs]))
+    if reference is None:
+        reference = 1.0, 1.0 / runs[0].provenance["classes"]
+    points = [
+        point
+        for run, label in zip(runs, labels, strict=True)
+        for point in _points(run, label, metric, original)
+    ]
+    return Pareto(metric, original, accuracy, reference, tuple(points))
+
+
+def _network(run: Run, metric: str) -> dict[str, Any]:
+    """What must be the same in all runs. (Seeds may have held-out images of their own.)"""
+    baseline = run.best["baseline"]
+    if baseline[metric] is None:
+        raise UserError(f"{str(run.path)!r} has no {metric}: it was searched without a device")
+    keys = dict.fromkeys(("macs", "params", "memory_bytes", metric))
+    config = run.config
+    return {
+        "model": config.model,
+        "dataset": config.dataset,
+        **{key: baseline[key] for key in keys},
+    }
+
+
+def _points(run: Run, label: str, metric: str, original: float) -> list[Point]:
+    lines, best, budget = run.lines(), run.best["episode"], run.config.budget
+    if run.config.agent["name"] in HANDCRAFTED:
+        lines = lines[-1:]  # its first episode is the uniform strategy
+        best = lines[0]["episode"]
+    return [
+        Point(
+            label,
+            run.config.seed,
+            f"{budget.metric} {budget.ratio or budget.limit:g}",
+            run.path.name,
+            line["episode"],
+            line["episode"] == best,
+            line[metric] / original,
+            line["search_accuracy"],
+            {name: line[name] for name in METRICS},
+            line["strategy"],
+        )
+        for line in lines
+        if Outcome.from_line(line).can_be_best
+    ]
+
+
+def tables(found: Pareto) -> dict[str, pd.DataFrame]:
+    """Name -> table: pareto (the front of all runs), curves, hypervolume."""
+    front = [
+        {
+            "agent": p.agent,
+            "seed": p.seed,
+            "run": p.run,
+            "episode": p.episode,
+            f"{found.metric}_ratio": p.ratio,
+            "search_accuracy": p.search_accuracy,
+            **p.costs,
+        }
+        for p in found.front
+    ]
+    curves = found.curves()
+    rows = [
+        {
+            "agent": curve.agent,
+            "seeds": part.seeds,
+            f"{found.metric}_ratio": part.ratio,
+            "search_accuracy": part.mean,
+            "low": part.low,
+            "high": part.high,
+        }
+        for curve in curves
+        for part in curve.delivered
+    ]
+    return {
+        "pareto": pd.DataFrame(front),
+        "curves": pd.DataFrame(rows),
+        "hypervolume": pd.DataFrame([asdict(row) for row in standings(curves)]),
+    }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The hypervolume of one agent over its seeds."""
+
+    agent: str
+    seeds: int
+    hypervolume: float
+    low: float  # of the 95% interval of the mean; of one seed there is none
+    high: float
+    relative: float  # to the largest
+
+
+def standings(curves: Sequence[Curve]) -> list[Standing]:
+    """The largest first; of agents with a seed that has a run of every budget."""
+    whole = [curve for curve in curves if len(curve.hypervolume)]
+    best = max((float(curve.hypervolume.mean()) for curve in whole), default=0.0)
+    rows = []
+    for curve in sorted(whole, key=lambda curve: -float(curve.hypervolume.mean())):
+        column: NDArray[np.float64] = curve.hypervolume[:, None]
+        mean, low, high = (ends.item() for ends in interval(column))
+        rows.append(Standing(curve.agent, len(curve.hypervolume), mean, low, high, mean / best))
+    return rows
