@@ -7,7 +7,6 @@ rest. The test images are for final figures only.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -262,23 +261,27 @@ def _cifar10(folder: Path) -> Dataset:
 
 def _from_torchvision(name: str, kind: str, folder: Path, **normalisation: Any) -> Dataset:
     """A dataset of torchvision's that holds its images in memory: CIFAR10, CIFAR100, MNIST, ..."""
-    found = getattr(torchvision.datasets, kind, None)
-    if found is None or "train" not in inspect.signature(found).parameters:
+    if kind not in IN_MEMORY:
         raise unknown("dataset of torchvision", kind, IN_MEMORY)
+    found = getattr(torchvision.datasets, kind)
+
+    def read(train: bool) -> Any:
+        try:
+            return found(str(folder), train=train)
+        except RuntimeError:  # it is not there
+            return found(str(folder), train=train, download=True)
+
     parts: list[Any] = []
     for train in (True, False):
         try:
-            data = found(str(folder), train=train)
-        except RuntimeError:  # not there
-            try:
-                data = found(str(folder), train=train, download=True)
-            except Exception as error:
-                file = f"{name.removeprefix('torchvision:').lower()}.npz"
-                raise UserError(
-                    f"there is no {kind} in {str(folder)!r} and it could not be downloaded: put "
-                    f"torchvision's files there (or, as dataset=npz:{file}, uint8 NHWC x_train "
-                    "y_train x_test y_test), or set AMC_DATA_DIR"
-                ) from error
+            data = read(train)
+        except Exception as error:
+            file = "cifar10.npz" if name == "cifar10" else "a file, named as npz:PATH"
+            raise UserError(
+                f"there is no {kind} in {str(folder)!r} and it could not be downloaded: put {file} "
+                "(uint8 NHWC x_train y_train x_test y_test) or torchvision's own files there, or "
+                "set AMC_DATA_DIR"
+            ) from error
         pixels = np.asarray(data.data)
         parts += [pixels[..., None] if pixels.ndim == 3 else pixels, np.asarray(data.targets)]
     return Dataset.from_arrays(name, *parts, **normalisation)
