@@ -1,5 +1,5 @@
 """The command line: ``amc ls | show | search | resume | evaluate | finetune | export | compare |
-pareto | profile | check``.
+sweep | pareto | profile | check``.
 
 Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for
 Ctrl-C.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from amc import tables
 from amc.errors import UserError
-from amc.progress import ConsoleReport
+from amc.progress import Board, ConsoleReport
 
 if TYPE_CHECKING:
     from amc.cost.device import DeviceProfile
@@ -234,6 +235,54 @@ def compare(
             soft_wrap=True,
         )
         out.print(f"written to [bold]{to}[/] (compare.png shows the curves)", highlight=False)
+
+
+@app.command()
+def sweep(
+    preset: str,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE,VALUE...]...")
+    ] = None,
+    to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="a Ray cluster's address; local: one on this machine")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="for each run, of Ray's")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Search all combinations of values, as budget.ratio=0.3,0.5 seed=0,1,2 agent=td3,random.
+
+    What has ended is skipped, what was cut short goes on.
+    """
+    from functools import partial
+
+    from amc import sweep as sweeping
+    from amc.workers import LocalWorkers, RayWorkers, Workers
+
+    make: Callable[[int, int], Workers] = LocalWorkers
+    if ray is not None:
+        make = partial(RayWorkers, address=None if ray == "local" else ray, gpus=gpus)
+    board = Board(err, tables.sweep)
+    try:
+        found = sweeping.sweep(
+            preset, overrides or [], out=to, jobs=jobs, workers=make, show=board.show
+        )
+    except KeyboardInterrupt:
+        raise _Interrupted("stopped; the same command goes on") from None
+    finally:
+        board.close()
+    rows = [
+        {"run": str(one.path), "state": one.state, "search_accuracy": one.accuracy}
+        for one in found.planned
+    ]
+    _print(tables.sweep(found), {"folder": str(found.folder), "runs": rows}, as_json)
+    for one in found.failed:
+        err.print(f"amc: {one.name}, seed {one.config.seed}: {one.error}", soft_wrap=True)
+    if found.failed:
+        raise typer.Exit(1)
+    if not as_json:
+        out.print(f"next: amc pareto {found.folder}", soft_wrap=True, highlight=False)
 
 
 @app.command()

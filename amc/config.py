@@ -262,6 +262,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise UserError(f"{override!r} is not of the form key=value")
+    if key in ("space", "agent") and isinstance(_yaml(text, override), str):
+        key += ".name"
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(values.setdefault(parent, {}), dict):

@@ -1,6 +1,7 @@
 """How anything long reports its progress, and where its time goes.
 
 - `Report`  one callable ``report(what, done, total)``, shown as a bar with the time left
+- `Board`   a table of how things stand
 - `Clock`   seconds by part
 """
 
@@ -10,8 +11,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,6 +29,8 @@ Report = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and the total. Ends where both are equal."""
 
 _LOG_SECONDS = 10.0
+_BOARD_SECONDS = 30.0
+T = TypeVar("T")
 
 
 class Clock:
@@ -130,3 +135,31 @@ class ConsoleReport:
         if self._bar is not None:
             self._bar.stop()
         self._bar, self._task, self._what = None, None, ""
+
+
+class Board(Generic[T]):
+    """One table of how things stand: drawn anew on a terminal; elsewhere, where it has changed, at
+    most every half minute.
+    """
+
+    def __init__(self, console: Console, draw: Callable[[T], RenderableType]) -> None:
+        self.console, self.draw = console, draw
+        self._live: Live | None = None
+        self._logged = time.monotonic()
+
+    def show(self, state: T) -> None:
+        if not self.console.is_terminal:
+            if time.monotonic() - self._logged > _BOARD_SECONDS:
+                self._logged = time.monotonic()
+                self.console.print(self.draw(state))
+            return
+        if self._live is None:
+            self._live = Live(console=self.console, transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(self.draw(state), refresh=True)
+
+    def close(self) -> None:
+        """Take the table away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

@@ -118,18 +118,29 @@ class Run:
     # the journal
 
     def lines(self) -> list[dict[str, Any]]:
-        """All whole episode lines. A torn last line (a run killed while writing) is cut off the
-        file.
+        """All whole episode lines; a torn last one (a run killed while writing, or one that writes
+        just now) is left out.
 
         Raises:
             UserError: a line before the last is damaged.
         """
-        path = self.path / "episodes.jsonl"
-        if not path.is_file():
-            return []
+        return self._whole()[0]
+
+    def cut_torn_line(self) -> None:
+        """Cut a torn last line off the journal. For the process that goes on with the run only."""
+        end = self._whole()[1]
+        if self._journal.is_file() and end < self._journal.stat().st_size:
+            os.truncate(self._journal, end)
+
+    @property
+    def _journal(self) -> Path:
+        return self.path / "episodes.jsonl"
+
+    def _whole(self) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines, and where they end in the file."""
         whole: list[dict[str, Any]] = []
         end = 0
-        raw = path.read_bytes()
+        raw = self._journal.read_bytes() if self._journal.is_file() else b""
         for number, line in enumerate(raw.splitlines(keepends=True)):
             try:
                 entry = json.loads(line)
@@ -138,16 +149,14 @@ class Run:
                 torn = True
             if torn and end + len(line) < len(raw):
                 raise UserError(
-                    f"{str(path)!r} is damaged in line {number + 1}: the lines before it are whole"
+                    f"{str(self._journal)!r} is damaged in line {number + 1}: the lines before it "
+                    "are whole"
                 )
             if torn:
                 break
             whole.append(entry)
             end += len(line)
-        if end < len(raw):
-            with path.open("rb+") as file:
-                file.truncate(end)
-        return whole
+        return whole, end
 
     def append(self, episode: int, phase: str, outcome: Outcome) -> None:
         """One line, on the disk when this returns.
@@ -155,7 +164,7 @@ class Run:
         Raises:
             UserError: the disk is full; the journal is as it was before.
         """
-        path = self.path / "episodes.jsonl"
+        path = self._journal
         line = json.dumps({"episode": episode, "phase": phase, **outcome.as_line()}) + "\n"
         left = line.encode()
         with (

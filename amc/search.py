@@ -181,6 +181,7 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     run.update_provenance(
         precision=evaluator.precision, precision_note=evaluator.precision_note, warning=warning
     )
+    run.cut_torn_line()
     lines = run.lines()
     for line in lines:
         evaluator.remember(Outcome.from_line(line))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the command line starts without torch
     from amc.cost.device import DeviceProfile
     from amc.network.layers import LayerTable
     from amc.pareto import Standing
+    from amc.sweep import Sweep
 
 _COSTS = (("macs", "MACs"), ("params", "params"), ("memory_bytes", "memory, bytes"))
 
@@ -89,6 +90,22 @@ def fidelity(profile: DeviceProfile) -> Table:
             errors = percent(found.median_ape), percent(found.worst_ape)
             numbers = f"{fit.reference_ms:.3f}", str(found.strategies)
             shown.add_row(name, *numbers, *errors, f"{found.spearman:.3f}")
+    return shown
+
+
+def sweep(found: Sweep) -> Table:
+    """The runs of a sweep, and how far they are."""
+    done = sum(one.state == "done" for one in found.planned)
+    left = found.seconds_left if done < len(found.planned) else None
+    title = f"{done} of {len(found.planned)} runs done"
+    shown = Table(title=title if left is None else f"{title}, {left / 60:.0f} min left")
+    shown.add_column("run", overflow="fold")
+    for column in ("seed", "episodes", "best", "state"):
+        shown.add_column(column, justify="right")
+    for one in found.planned:
+        total = "" if one.total is None else f" of {one.total}"
+        best = "" if one.accuracy is None else percent(one.accuracy)
+        shown.add_row(one.name, str(one.config.seed), f"{one.episodes}{total}", best, one.state)
     return shown
 
 

@@ -28,13 +28,14 @@ ORDER = [
     ["amc.run"],
     ["amc.compare"],
     ["amc.pareto"],
-    ["amc.plots", "amc.profiling", "amc.tables"],
+    ["amc.plots", "amc.profiling"],
     ["amc.envs", "amc.agents"],
     ["amc.problem"],
     ["amc.search"],
-    ["amc.finetune", "amc.card"],
+    ["amc.finetune", "amc.card", "amc.workers"],
+    ["amc.sweep"],
     ["amc.export"],
-    ["amc.testing"],
+    ["amc.testing", "amc.tables"],
     ["amc.cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

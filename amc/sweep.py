@@ -1,0 +1,217 @@
+"""Many runs: every combination of some values, each an ordinary run.
+
+What has ended is skipped, what was cut short goes on. A worker that dies, by kill -9 or with its
+machine, leaves a journal from which another takes the run up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from amc.config import Config, load_config
+from amc.errors import UserError
+from amc.evaluate.evaluator import Outcome
+from amc.run import Run, runs_in
+from amc.workers import LocalWorkers, Task, Workers
+
+ATTEMPTS = 3  # of a run whose worker died
+POLL_SECONDS = 0.5
+
+State = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass
+class Planned:
+    """One run of a sweep."""
+
+    name: str  # of its folder
+    config: Config
+    state: State = "waiting"
+    path: Path | None = None
+    episodes: int = 0  # in its journal
+    accuracy: float | None = None  # search accuracy of the best so far
+    before: int = 0  # episodes that were there when the sweep was started
+    attempts: int = 0
+    error: str = ""
+
+    @property
+    def total(self) -> int | None:
+        """Episodes that it will have, with the uniform one; none where the agent decides."""
+        episodes = self.config.agent.get("episodes")
+        return None if episodes is None else episodes + 1
+
+
+@dataclass
+class Sweep:
+    """All runs of a sweep, and what has become of them."""
+
+    folder: Path
+    planned: list[Planned]
+    threads: int
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def failed(self) -> list[Planned]:
+        return [one for one in self.planned if one.state == "failed"]
+
+    @property
+    def ended(self) -> list[Path]:
+        """The directories of the runs that are done."""
+        return [one.path for one in self.planned if one.state == "done" and one.path is not None]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the episodes done since the sweep was started; none before the first."""
+        known = [one.total for one in self.planned if one.total is not None]
+        done = sum(one.episodes - one.before for one in self.planned)
+        if not known or not done:
+            return None
+        mean = sum(known) / len(known)
+        every = sum(mean if one.total is None else one.total for one in self.planned)
+        ended = sum(one.episodes for one in self.planned)
+        return max(0.0, (time.monotonic() - self.started) / done * (every - ended))
+
+
+def values_of(text: str) -> list[str]:
+    """The values in ``0.3,0.5`` or ``[a,b],[c]``: split at the commas outside of brackets and
+    quotes.
+    """
+    parts, depth, quote, start = [], 0, "", 0
+    for place, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter in "[{(":
+            depth += 1
+        elif letter in ")}]":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    return [*parts, text[start:]]
+
+
+def plan(preset: str, overrides: Sequence[str]) -> tuple[str, list[Planned]]:
+    """The name of a sweep, and its runs: all combinations, in the order of the values.
+
+    Raises:
+        UserError: a configuration is wrong, or two runs would be the same.
+    """
+    pairs = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is not of the form key=value or key=value,value,...")
+        pairs.append((key, values_of(text)))
+    varied = [key for key, values in pairs if len(values) > 1 and key != "seed"]
+    planned: list[Planned] = []
+    base = preset
+    for combination in itertools.product(*(values for _, values in pairs)):
+        chosen = list(zip((key for key, _ in pairs), combination, strict=True))
+        base, config = load_config(preset, [f"{key}={value}" for key, value in chosen])
+        parts = [f"{key.split('.')[-1]}={value}" for key, value in chosen if key in varied]
+        name = re.sub(r"[^\w.=+-]+", "_", ",".join(parts).replace(",", "+")) or base
+        if any((other.name, other.config.seed) == (name, config.seed) for other in planned):
+            raise UserError(f"two runs of the sweep are the same: {name}, seed {config.seed}")
+        planned.append(Planned(name, config))
+    return base, planned
+
+
+def sweep(
+    preset: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path = "runs",
+    jobs: int | None = None,
+    workers: Callable[[int, int], Workers] = LocalWorkers,
+    show: Callable[[Sweep], None] = lambda sweep: None,
+) -> Sweep:
+    """Run all combinations of ``key=value,value,...`` of a preset.
+
+    Args:
+        preset: a preset's name or a YAML file.
+        overrides: with one value or several each.
+        out: the folder for runs; the sweep's is made in it.
+        jobs: how many at a time; by default as many as there are cores, or runs. The cores are
+            divided between them.
+        workers: makes what runs them, from jobs and threads.
+        show: called often, with what has become of them.
+
+    Raises:
+        UserError: a configuration is wrong. A run that fails does not stop the others.
+    """
+    name, planned = plan(preset, overrides)
+    cores = os.cpu_count() or 1
+    jobs = jobs or min(cores, len(planned))
+    found = Sweep(Path(out) / f"sweep_{name}", planned, max(1, cores // jobs))
+    for one in planned:
+        _look(found.folder, one)
+        one.before = one.episodes
+    show(found)
+    if all(one.state == "done" for one in planned):
+        return found
+    pool = workers(jobs, found.threads)
+    try:
+        _run_all(found, pool, show)
+    finally:
+        pool.close()
+    return found
+
+
+def _run_all(found: Sweep, pool: Workers, show: Callable[[Sweep], None]) -> None:
+    running: dict[int, Planned] = {}
+    waiting = [one for one in found.planned if one.state != "done"]
+    while waiting or running:
+        while waiting and len(running) < pool.jobs:
+            one = waiting.pop(0)
+            one.attempts, one.state = one.attempts + 1, "running"
+            task = Task(found.folder, one.name, one.config.model_dump(mode="json"), one.path)
+            running[pool.start(task)] = one
+        time.sleep(POLL_SECONDS)
+        for number, end in pool.ended().items():
+            one = running.pop(number)
+            _look(found.folder, one)
+            if one.state == "done":
+                continue
+            one.error = end.message
+            if end.died and one.attempts < ATTEMPTS:
+                waiting.insert(0, one)  # from its journal
+            else:
+                one.state = "failed"
+        for one in running.values():
+            _look(found.folder, one)
+            one.state = "running"
+        show(found)
+
+
+def _look(folder: Path, one: Planned) -> None:
+    """What its directory says of a run."""
+    if one.path is None and (folder / one.name).is_dir():
+        one.path = _path_of(folder / one.name, one.config)
+    if one.path is None:
+        return
+    run = Run.open(one.path)
+    lines = run.lines()
+    one.episodes = len(lines)
+    measured = [line for line in lines if Outcome.from_line(line).can_be_best]
+    best = max(measured, key=lambda line: line["reward"], default=None)
+    one.accuracy = None if best is None else best["search_accuracy"]
+    if run.has_best:
+        one.state = "done"
+
+
+def _path_of(folder: Path, config: Config) -> Path | None:
+    """The run of this configuration in a folder."""
+    try:
+        runs = runs_in(folder)
+    except UserError:  # none has begun
+        return None
+    return next((run.path for run in runs if run.config == config), None)
