@@ -1,5 +1,5 @@
 """The command line: ``amc ls | show | search | resume | evaluate | finetune | export | compare |
-sweep | pareto | profile | check``.
+sweep | pareto | report | profile | check``.
 
 Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for
 Ctrl-C.
@@ -322,6 +322,16 @@ def pareto(
             highlight=False,
             soft_wrap=True,
         )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="or a folder of runs")],
+) -> None:
+    """Write one self-contained HTML page of a run, or of all runs in a folder."""
+    from amc.report import report as write_report
+
+    out.print(f"written: [bold]{write_report(run)}[/]", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -44,7 +44,7 @@ def test_all_combinations_are_planned() -> None:
     assert plan(PRESET, ["seed=0,1"])[1][1].name == PRESET
     with pytest.raises(UserError, match="two runs of the sweep are the same"):
         plan(PRESET, ["budget.ratio=0.3,0.3"])
-    with pytest.raises(UserError, match="did you mean .budget.ratio."):
+    with pytest.raises(UserError, match=r"did you mean .budget\.ratio."):
         plan(PRESET, ["budget.ration=0.3,0.5"])
     with pytest.raises(UserError, match="not of the form"):
         plan(PRESET, ["budget.ratio"])

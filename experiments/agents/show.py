@@ -16,7 +16,7 @@ from measure import done
 from run import ONCE
 
 from amc.compare import Comparison, Curve, interval
-from amc.plots import draw_curves
+from amc.drawing import draw_curves
 from amc.run import Run
 
 HERE = Path(__file__).parent
