@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amc.cost.cost import LABELS, ON_PAPER
 from amc.run import Run
 from amc.spaces.base import CompressionSpace
 from amc.training.settings import FinetuneConfig
-
-_COSTS = (("macs", "MACs"), ("params", "parameters"), ("memory_bytes", "memory, bytes"))
 
 
 def model_card(
@@ -34,7 +33,7 @@ def model_card(
     """
     name = description["model"] or "network"
     budget = run.config.budget.metric
-    part = f"{metrics['cost_ratios'][budget]:.1%} of its {dict(_COSTS).get(budget, budget)}"
+    part = f"{metrics['cost_ratios'][budget]:.1%} of its {LABELS[budget]}"
     parts = [
         f"# {name} at {part}",
         _table(metrics),
@@ -61,9 +60,9 @@ def _table(metrics: Mapping[str, Any]) -> str:
     if metrics["finetuned_test_accuracy"] is not None:
         tuned = percent(metrics["finetuned_test_accuracy"])
         rows.append(("**test accuracy, fine-tuned**", baseline, f"**{tuned}**", ""))
-    for key, label in _COSTS:
+    for key in ON_PAPER:
         before, after = metrics["baseline"][key], metrics[key]
-        rows.append((label, f"{before:,}", f"{after:,}", f"{after / before:.3f}"))
+        rows.append((LABELS[key], f"{before:,}", f"{after:,}", f"{after / before:.3f}"))
     if (times := metrics["measured_latency_ms"]) is not None:
         how = (
             f"latency, ms ({times['runtime']}, threads {times['threads']}, batch {times['batch']})"

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.ticker import MaxNLocator
 
 from amc.compare import Axis, Comparison
+from amc.cost.cost import LABELS
 from amc.evaluate.evaluator import Outcome
 from amc.pareto import HANDCRAFTED, Pareto
 
@@ -36,7 +38,7 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
     axes.plot(
         [*(line["episode"] for line in walked), lines[-1]["episode"]],
         [*running, running[-1]],
-        color="#1a202c",
+        color=rcParams["text.color"],
         linewidth=1.2,
         label="best accuracy so far",
     )
@@ -96,6 +98,8 @@ def draw_finetune(
             ("search_accuracy", "#dd6b20", "before fine-tuning"),
         ):
             axes.axhline(100 * before[key], color=color, linestyle="--", label=label)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - max(0.0, 0.5 - (high - low) / 2), high + max(0.0, 0.5 - (high - low) / 2))
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Fine-tuning")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)
@@ -138,6 +142,8 @@ def draw_pareto(axes: Any, found: Pareto) -> None:
     """What each agent's runs delivered over their cost, the front of all their strategies, and the
     uncompressed network.
     """
+    every = [(100 * p.ratio, 100 * p.search_accuracy) for p in found.points]
+    axes.plot(*zip(*every, strict=True), ".", color="0.6", markersize=2, alpha=0.5, zorder=0)
     front = [*((100 * p.ratio, 100 * p.search_accuracy) for p in found.front)]
     axes.step(*zip(*front, strict=True), where="post", color="0.75", linewidth=1, zorder=1)
     for number, curve in enumerate(found.curves()):
@@ -159,7 +165,7 @@ def draw_pareto(axes: Any, found: Pareto) -> None:
             capsize=3,
             label=f"{curve.agent} ({seeds} seeds)" if several else curve.agent,
         )
-    axes.plot(100, 100 * found.accuracy, "*", color="black", markersize=14, zorder=5)
+    axes.plot(100, 100 * found.accuracy, "*", color=rcParams["text.color"], markersize=14, zorder=5)
     axes.annotate(
         f"uncompressed: {100 * found.accuracy:.2f}%",
         (100, 100 * found.accuracy),
@@ -167,14 +173,13 @@ def draw_pareto(axes: Any, found: Pareto) -> None:
         textcoords="offset points",
         ha="right",
     )
-    unit = {"macs": "MACs", "params": "parameters", "memory_bytes": "bytes", "latency_ms": "ms"}
     original = f"{found.original:,}" if found.metric != "latency_ms" else f"{found.original:.3g}"
     axes.set(
-        xlabel=f"% of the uncompressed network's {original} {unit[found.metric]}",
+        xlabel=f"{LABELS[found.metric]}: % of the uncompressed network's {original}",
         ylabel="search accuracy (%), before fine-tuning",
     )
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9, loc="lower right")
+    axes.legend(fontsize=9, loc="best")
 
 
 def draw_widths(axes: Any, best: Mapping[str, Any], widths: Mapping[str, int]) -> None:

@@ -18,6 +18,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from amc.compare import Comparison, compare
+from amc.cost.cost import LABELS, ON_PAPER
 from amc.drawing import (
     draw_curves,
     draw_finetune,
@@ -51,8 +52,8 @@ _CSS = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 1rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
-  gap: 1rem; }
+.pictures { display: grid; gap: 1rem; margin-top: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; } figcaption { font-size: .85rem; opacity: .8; }
 svg { width: 100%; height: auto; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
@@ -97,9 +98,9 @@ def _of_run(run: Run) -> list[str]:
     before, after = best["baseline"], best
     rows: list[tuple[str, ...]] = [("search accuracy", _percent(before), _percent(after), "")]
     rows += _tested(run)
-    for key, label in (("macs", "MACs"), ("params", "parameters"), ("memory_bytes", "memory")):
+    for key in ON_PAPER:
         ratio = f"{after[key] / before[key]:.3f}"
-        rows.append((label, f"{before[key]:,}", f"{after[key]:,}", ratio))
+        rows.append((LABELS[key], f"{before[key]:,}", f"{after[key]:,}", ratio))
     if before["latency_ms"] is not None:
         ratio = f"{after['latency_ms'] / before['latency_ms']:.3f}"
         times = f"{before['latency_ms']:.3f}", f"{after['latency_ms']:.3f}"

@@ -15,8 +15,6 @@ if TYPE_CHECKING:  # the command line starts without torch
     from amc.pareto import Standing
     from amc.sweep import Sweep
 
-_COSTS = (("macs", "MACs"), ("params", "params"), ("memory_bytes", "memory, bytes"))
-
 
 def percent(fraction: float) -> str:
     """A fraction as people read it."""
@@ -35,9 +33,11 @@ def add_accuracy(table: Table, label: str, before: float, after: float) -> None:
 
 def add_costs(table: Table, before: dict[str, Any], after: dict[str, Any]) -> None:
     """Rows of the costs on paper; the predicted latency where a device is known."""
-    for metric, label in _COSTS:
+    from amc.cost.cost import LABELS, ON_PAPER
+
+    for metric in ON_PAPER:
         ratio = after[metric] / before[metric]
-        table.add_row(label, f"{before[metric]:,}", f"{after[metric]:,}", f"{ratio:.3f}")
+        table.add_row(LABELS[metric], f"{before[metric]:,}", f"{after[metric]:,}", f"{ratio:.3f}")
     if before["latency_ms"] is not None:
         times = before["latency_ms"], after["latency_ms"]
         _add_times(table, "latency, predicted, ms", *times, times[1] / times[0])

@@ -11,6 +11,13 @@ from amc.cost.device import LatencyModel
 from amc.network.layers import LayerTable
 
 Metric = Literal["macs", "params", "memory_bytes", "latency_ms"]
+LABELS: dict[Metric, str] = {  # for people
+    "macs": "MACs",
+    "params": "parameters",
+    "memory_bytes": "memory, bytes",
+    "latency_ms": "latency, ms",
+}
+ON_PAPER: tuple[Metric, ...] = ("macs", "params", "memory_bytes")  # known without a device
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
