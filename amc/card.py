@@ -108,7 +108,8 @@ def _use(description: Mapping[str, Any], metrics: Mapping[str, Any], files: Sequ
 def _made(description: Mapping[str, Any], run: Run, settings: FinetuneConfig | None) -> str:
     config, made = run.config, run.provenance
     program, *arguments = made["command"]
-    command = shlex.join([Path(program).name, *arguments])
+    name = Path(program).name
+    command = shlex.join(["amc" if name == "__main__.py" else name, *arguments])
     weights = description["weights"] or config.weights or "trained in the run"
     lines = [
         f"- searched by `{config.agent['name']}` in the action space `{config.space['name']}`, "

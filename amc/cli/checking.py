@@ -1,0 +1,107 @@
+"""Commands on networks and plug-ins: profile, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from amc import tables
+from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
+from amc.errors import UserError
+from amc.progress import ConsoleReport
+
+if TYPE_CHECKING:
+    from amc.cost.device import DeviceProfile
+
+
+@app.command()
+def profile(
+    source: Annotated[str, typer.Argument(metavar="MODEL|PRESET|RUN")],
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None, typer.Option(help="measure the layers, into the device profile NAME.yaml")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="`amc ls` names them")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=1, help="that the runtime may use")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="images at once")] = 1,
+    shape: Annotated[str | None, typer.Option("--input", help="of an image, as 3x224x224")] = None,
+    emit: Annotated[
+        Path | None, typer.Option("--emit-bench", help="write the layers as ONNX into this folder")
+    ] = None,
+    times: Annotated[
+        Path | None, typer.Option("--import-csv", help="their times, measured elsewhere")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a network's layers, costs and latency; with --device, measure a device profile.
+
+    Ctrl-C loses nothing: the same command goes on.
+    """
+    from amc.config import config_of
+    from amc.files import write_bytes
+    from amc.problem import untrained_space
+    from amc.profiling.bench import emit_bench, import_csv
+    from amc.profiling.survey import measure_profile, profile_path, time_of
+    from amc.runtime import make_runtime
+
+    if times is not None:
+        path = profile_path(device or times.resolve().parent.name)
+        found = import_csv(times, path.stem, runtime, threads)
+        write_bytes(path, found.to_yaml().encode())
+        return _print_profile(found, path, as_json)
+    report = ConsoleReport(err).listen()
+    space = untrained_space(config_of(source, overrides or []), _shape(shape), report)
+    if emit is not None:
+        count = emit_bench(space, emit, batch, report=report)
+        return out.print(f"{count} ONNX files; what to do with them: {emit / 'README.md'}")
+    if device is None:
+        ms = time_of(make_runtime(runtime, threads), space.network, batch)
+        costs = {**space.cost({}).as_dict(), "latency_ms": ms}
+        return print_result(tables.layers(space.network.table, ms), costs, as_json)
+    path = profile_path(device)
+    try:
+        found = measure_profile(space, make_runtime(runtime, threads), path, batch, report=report)
+    except KeyboardInterrupt:
+        report.close()
+        raise Interrupted("stopped; the same command goes on") from None
+    return _print_profile(found, path, as_json)
+
+
+@app.command()
+def check(space: Annotated[str, typer.Argument(help="a space by name, or module:Class")]) -> None:
+    """Check that an action space keeps the laws, on small networks of several kinds."""
+    from amc.registry import lookup
+    from amc.testing import check_space
+
+    try:
+        done = check_space(lookup("space", space))
+    except AssertionError as error:
+        err.print(f"[red]{space} does not conform[/]: {error}", highlight=False)
+        raise typer.Exit(1) from None
+    for line in done:
+        out.print(f"[green]ok[/]  {line}", highlight=False)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    """An image's shape from ``3x224x224``."""
+    if text is None:
+        return None
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+        raise UserError(
+            f"--input is {text!r}: channels x height x width, as 3x224x224, is expected"
+        )
+    return tuple(int(size) for size in sizes)
+
+
+def _print_profile(profile: DeviceProfile, path: Path, as_json: bool) -> None:
+    from amc.plots import plot_profile
+
+    picture = path.with_suffix(".png")
+    plot_profile(profile, picture)
+    fits = {name: fit.model_dump(mode="json") for name, fit in profile.networks.items()}
+    print_result(tables.fidelity(profile), {"device": str(path), "networks": fits}, as_json)
+    if not as_json:
+        out.print(f"device profile: [bold]{path}[/] ({picture})", highlight=False, soft_wrap=True)

@@ -1,0 +1,99 @@
+"""Commands on many runs: compare, pareto."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amc import tables
+from amc.cli.console import Json, app, out, print_result
+from amc.errors import UserError
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    to: Annotated[Path, typer.Option("--out", help="the folder for csv and png")] = Path("compare"),
+    by: Annotated[
+        str, typer.Option(help="search_accuracy or reward, of the strategy with the highest reward")
+    ] = "search_accuracy",
+    as_json: Json = False,
+) -> None:
+    """Compare the runs of several agents and seeds on one problem: curves, a table, tests."""
+    from dataclasses import asdict
+
+    from amc import compare as comparing
+    from amc.files import write_bytes
+    from amc.plots import plot_comparison
+
+    found = comparing.compare(runs, comparing.measure_of(by))
+    for name, table in comparing.tables(found).items():
+        write_bytes(to / f"{name}.csv", table.to_csv(index=False).encode())
+    plot_comparison(found, to / "compare.png")
+    summary = {
+        "standings": [asdict(row) for row in found.standings()],
+        "pairs": [asdict(pair) for pair in found.pairs()],
+    }
+    print_result(tables.standings(found), summary, as_json)
+    if not as_json:
+        out.print(
+            "runs: seeds x evaluations; ±: 95% interval of the mean; behind: the first, by seed; "
+            "effect: Cliff's delta (+1: every run of the first is better); p: Wilcoxon's rank sum",
+            highlight=False,
+            soft_wrap=True,
+        )
+        out.print(f"written to [bold]{to}[/] (compare.png shows the curves)", highlight=False)
+
+
+@app.command()
+def pareto(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    x: Annotated[str, typer.Option(help="macs, params, memory_bytes or latency_ms")] = "macs",
+    to: Annotated[Path, typer.Option("--out", help="the folder for csv and png")] = Path("pareto"),
+    reference: Annotated[
+        str | None,
+        typer.Option(help="cost ratio and accuracy of the hypervolume's worst corner, as 1,0.1"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pareto fronts of runs, or of all runs in a folder: what other budgets would have cost."""
+    from dataclasses import asdict
+
+    from amc import pareto as fronts
+    from amc.files import write_bytes
+    from amc.plots import plot_pareto
+
+    found = fronts.pareto(runs, x, _corner(reference))
+    for name, table in fronts.tables(found).items():
+        write_bytes(to / f"{name}.csv", table.to_csv(index=False).encode())
+    plot_pareto(found, to / "pareto.png")
+    rows = fronts.standings(found.curves())
+    summary = {
+        "reference": found.reference,
+        "front": [asdict(point) for point in found.front],
+        "hypervolume": [asdict(row) for row in rows],
+    }
+    print_result(tables.hypervolumes(rows), summary, as_json)
+    if not as_json:
+        cost, accuracy = found.reference
+        out.print(
+            f"hypervolume: between the front and {cost:g} of the cost at {accuracy:.2%} accuracy; "
+            f"written to [bold]{to}[/] (pareto.png shows the fronts)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _corner(text: str | None) -> tuple[float, float] | None:
+    """A reference point from ``1,0.1``."""
+    if text is None:
+        return None
+    try:
+        cost, accuracy = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--reference is {text!r}: a cost ratio and an accuracy, as 1,0.1, are expected"
+        ) from None
+    return cost, accuracy

@@ -1,0 +1,109 @@
+"""Commands on a run that has ended: evaluate, finetune, export, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amc import tables
+from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
+from amc.progress import ConsoleReport
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="RUN|EXPORT")],
+    test: Annotated[bool, typer.Option("--test", help="on the test images too")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the best strategy of a run, or an export, before fine-tuning."""
+    from amc import export as exporting
+
+    result = exporting.evaluate(path, test, ConsoleReport(err))
+    table = tables.comparison()
+    for key in ("search_accuracy", *(["test_accuracy"] if test else [])):
+        own = key if key in result else f"finetuned_{key}"
+        label = own.replace("finetuned", "fine-tuned").replace("_", " ")
+        tables.add_accuracy(table, label, result[f"baseline_{key}"], result[own])
+    tables.add_costs(table, result["baseline"], result)
+    tables.add_measured(table, result["measured_latency_ms"])
+    print_result(table, result, as_json)
+
+
+@app.command()
+def finetune(
+    run: Path,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="its folder; by default finetune in the run")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option(help="write events for TensorBoard")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the best strategy of a run; with torchrun, on several GPUs. Ctrl-C loses nothing.
+
+    KEY: epochs, lr, distill.soft, ... as `amc show PRESET` lists them under finetune.
+    """
+    from amc import finetune as finetuning
+
+    report = ConsoleReport(err).listen()
+    try:
+        result = finetuning.finetune(
+            run, overrides or [], to=to, report=report, tensorboard=tensorboard
+        )
+    except KeyboardInterrupt:
+        report.close()
+        where = "" if to is None else f" --out {to}"
+        raise Interrupted(f"stopped; go on with: amc finetune {run}{where}") from None
+    if not result.first:  # of several processes one speaks
+        return
+    metrics = result.metrics
+    print_result(tables.finetuned(metrics), {"path": str(result.path), **metrics}, as_json)
+    if not as_json:
+        out.print(f"fine-tuned: [bold]{result.path}[/]", soft_wrap=True, highlight=False)
+        where = "" if to is None else f" --finetuned {to}"
+        out.print(f"next: amc export {run}{where}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def export(
+    run: Path,
+    formats: Annotated[
+        str, typer.Option("--format", help="comma-separated: safetensors, onnx, pt2")
+    ] = "safetensors,onnx,pt2",
+    finetuned: Annotated[
+        Path | None, typer.Option(help="of `amc finetune --out`; by default finetune in the run")
+    ] = None,
+) -> None:
+    """Export the best strategy of a run, fine-tuned if it is: weights with strategy.json, ONNX, a
+    torch.export program, metrics.json, and a model card.
+    """
+    from amc import export as exporting
+
+    report = ConsoleReport(err)
+    metrics = exporting.export(run, formats.split(","), finetuned=finetuned, report=report)
+    table = tables.comparison()
+    for stage in ("", "finetuned_"):
+        if (accuracy := metrics[f"{stage}test_accuracy"]) is not None:
+            label = f"{stage}test accuracy".replace("finetuned_", "fine-tuned ")
+            tables.add_accuracy(table, label, metrics["baseline_test_accuracy"], accuracy)
+    tables.add_costs(table, metrics["baseline"], metrics)
+    tables.add_measured(table, metrics["measured_latency_ms"])
+    out.print(table)
+    out.print(
+        f"exported to [bold]{run / 'export'}[/] (README.md is its model card)",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="or a folder of runs")],
+) -> None:
+    """Write one self-contained HTML page of a run, or of all runs in a folder."""
+    from amc.report import report as write_report
+
+    out.print(f"written: [bold]{write_report(run)}[/]", soft_wrap=True, highlight=False)

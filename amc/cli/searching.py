@@ -1,0 +1,178 @@
+"""Commands that search: ls, show, search, resume, sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from amc import tables
+from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
+from amc.progress import Board, ConsoleReport
+
+
+@app.command("ls")
+def list_names() -> None:
+    """Name what exists: presets, models, datasets, spaces, criteria, agents, rewards, devices."""
+    from amc.config import presets
+    from amc.cost.device import devices
+    from amc.evaluate.data import DATASETS, PREFIXES
+    from amc.network.models import BUILTIN
+    from amc.registry import KNOWN
+
+    rows = [
+        ("presets", presets()),
+        ("models", [*BUILTIN, "torchvision:NAME", "module:callable"]),
+        ("datasets", [*DATASETS, *PREFIXES]),
+        ("spaces", [*KNOWN["space"], "module:Class"]),
+        ("criteria", [*KNOWN["criterion"], "module:function"]),
+        ("agents", [*KNOWN["agent"], "module:Class"]),
+        ("rewards", [*sorted(KNOWN["reward"]), "module:function"]),
+        ("devices", [*devices(), "a file that `amc profile` wrote"]),
+        ("runtimes", [*KNOWN["runtime"], "module:Class"]),
+    ]
+    table = Table(show_header=False, box=None)
+    for kind, names in rows:
+        table.add_row(f"[bold]{kind}[/]", "\n".join(names))
+    out.print(table)
+
+
+@app.command()
+def show(preset: str, overrides: Overrides = None) -> None:
+    """Print the resolved config of a preset or file, with what each key means."""
+    from amc.config import describe, load_config
+
+    name, config = load_config(preset, overrides or [])
+    table = Table(title=name, title_justify="left")
+    for column in ("key", "value", "meaning"):
+        table.add_column(column, overflow="fold")
+    for key, value, meaning in describe(config):
+        table.add_row(key, "none" if value is None else str(value), meaning)
+    out.print(table)
+
+
+@app.command()
+def search(
+    preset: str,
+    overrides: Overrides = None,
+    to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Search: one run of a preset or a config file. Ctrl-C loses nothing."""
+    from amc import search as searching
+    from amc.config import load_config
+
+    name, config = load_config(preset, overrides or [])
+    report = ConsoleReport(err).listen()
+    try:
+        result = searching.search(config, out=to, name=name, report=report)
+    except KeyboardInterrupt:
+        report.close()
+        raise Interrupted(how_to_resume(to / name)) from None
+    _closing(result, as_json)
+
+
+@app.command()
+def resume(run: Path, as_json: Json = False) -> None:
+    """Go on with a run that was stopped."""
+    from amc import search as searching
+
+    report = ConsoleReport(err).listen()
+    try:
+        result = searching.resume(run, report=report)
+    except KeyboardInterrupt:
+        report.close()
+        raise Interrupted(how_to_resume(run)) from None
+    _closing(result, as_json)
+
+
+@app.command()
+def sweep(
+    preset: str,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE,VALUE...]...")
+    ] = None,
+    to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="a Ray cluster's address; local: one on this machine")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="for each run, of Ray's")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Search all combinations of values, as budget.ratio=0.3,0.5 seed=0,1,2 agent=td3,random.
+
+    What has ended is skipped, what was cut short goes on.
+    """
+    from functools import partial
+
+    from amc import sweep as sweeping
+    from amc.workers import LocalWorkers, RayWorkers, Workers
+
+    make: Callable[[int, int], Workers] = LocalWorkers
+    if ray is not None:
+        make = partial(RayWorkers, address=None if ray == "local" else ray, gpus=gpus)
+    board = Board(err, tables.sweep)
+    try:
+        found = sweeping.sweep(
+            preset, overrides or [], out=to, jobs=jobs, workers=make, show=board.show
+        )
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command goes on") from None
+    finally:
+        board.close()
+    rows = [
+        {"run": str(one.path), "state": one.state, "search_accuracy": one.accuracy}
+        for one in found.planned
+    ]
+    print_result(tables.sweep(found), {"folder": str(found.folder), "runs": rows}, as_json)
+    for one in found.failed:
+        err.print(f"amc: {one.name}, seed {one.config.seed}: {one.error}", soft_wrap=True)
+    if found.failed:
+        raise typer.Exit(1)
+    if not as_json:
+        out.print(f"next: amc pareto {found.folder}", soft_wrap=True, highlight=False)
+
+
+def how_to_resume(path: Path) -> str:
+    """For a run, or a folder of runs of which the latest was stopped."""
+    is_run = (path / "config.yaml").is_file()
+    runs = [path] if is_run else sorted(path.glob("s*"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        return "stopped before the search began"
+    return f"stopped; go on with: amc resume {runs[-1]}"
+
+
+def _closing(result: Any, as_json: bool) -> None:
+    from amc.profiling.reach import structure_of
+
+    best, run, problem = result.best, result.run, result.problem
+    table = tables.comparison(f"best strategy: episode {best['episode']}")
+    accuracies = best["baseline"]["search_accuracy"], best["search_accuracy"]
+    tables.add_accuracy(table, "search accuracy", *accuracies)
+    tables.add_costs(table, best["baseline"], best)
+    latency = problem.measured_latency(structure_of(problem.space, best["strategy"]))
+    tables.add_measured(table, latency)
+    for layer, why in list(problem.space.left_alone.items())[:5]:
+        err.print(f"left alone: {layer}: {why}", highlight=False, soft_wrap=True)
+    if warning := run.provenance["warning"]:
+        err.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+    profile = run.profile()
+    summary = {"run": str(run.path), **best, "measured_latency_ms": latency}
+    summary["episode_profile"] = profile
+    print_result(table, summary, as_json)
+    if note := run.provenance["precision_note"]:
+        err.print(f"precision: {note}", highlight=False, soft_wrap=True)
+    if not as_json:
+        total = sum(profile.values())
+        parts = ", ".join(f"{part} {value / total:.0%}" for part, value in profile.items())
+        out.print(f"an episode took {total:.2f} s: {parts}", highlight=False, soft_wrap=True)
+        out.print(
+            f"run: [bold]{run.path}[/] (search.png shows the search)",
+            highlight=False,
+            soft_wrap=True,
+        )
+        out.print(f"next: amc export {run.path}", highlight=False, soft_wrap=True)
