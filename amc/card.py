@@ -31,7 +31,7 @@ def model_card(
         space: the action space, which knows the keep ratios.
         files: what lies beside the card.
     """
-    name = description["model"] or "network"
+    name = description["model"] or run.path.parent.name
     budget = run.config.budget.metric
     part = f"{metrics['cost_ratios'][budget]:.1%} of its {LABELS[budget]}"
     parts = [
@@ -79,12 +79,14 @@ def _table(metrics: Mapping[str, Any]) -> str:
 def _use(description: Mapping[str, Any], metrics: Mapping[str, Any], files: Sequence[str]) -> str:
     shape = " x ".join(map(str, description["input_shape"]))
     mean, std = (", ".join(f"{value:.6g}" for value in description[key]) for key in ("mean", "std"))
-    lines = [
-        f"Input: images, n x {shape}, fp32, pixels in [0, 1] minus the mean ({mean}), divided by "
-        f"the standard deviation ({std}), a value a channel. Output: logits, n x "
-        f"{description['classes']}.",
-        "",
-    ]
+    scaled = (
+        f"pixels in [0, 1] minus the mean ({mean}), divided by the standard deviation ({std}), a "
+        "value a channel"
+    )
+    if not any(description["mean"]) and set(description["std"]) == {1.0}:
+        scaled = "normalised as they were for the original network"
+    output = f"Output: logits, n x {description['classes']}."
+    lines = [f"Input: images, n x {shape}, fp32, {scaled}. {output}", ""]
     given = "" if description["model"] else ", model=the_original_architecture"
     checked = "agrees with PyTorch on {:.2%} of real images (largest difference {:.2g})"
     for name, use, key in (

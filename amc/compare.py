@@ -218,7 +218,7 @@ def _way_of(run: Run) -> dict[str, Any]:
 def _problem(run: Run) -> dict[str, Any]:
     """What must be the same in all runs."""
     config = run.config.model_dump()
-    for key in ("agent", "seed", "data_dir", "weights_dir"):
+    for key in ("agent", "seed", "data_dir", "weights_dir", "finetune"):
         del config[key]
     del config["budget"]["fill"]
     layers = (run.path / "layers.csv").read_text(encoding="utf-8")

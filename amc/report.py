@@ -137,7 +137,7 @@ def _of_run(run: Run) -> list[str]:
     ]
     return [
         f"<p>{html.escape(str(config.model or 'a network given from Python'))} within {limit} "
-        f"{budget.metric}, by {html.escape(config.agent['name'])}, seed {config.seed}: "
+        f"{LABELS[budget.metric]}, by {html.escape(config.agent['name'])}, seed {config.seed}: "
         f"episode {best['episode']} of {len(lines) - 1} is the best.</p>",
         _table(("", "original", "compressed", "ratio"), rows),
         f'<div class="pictures">{"".join(pictures)}</div>',

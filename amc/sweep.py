@@ -34,12 +34,16 @@ class Planned:
     name: str  # of its folder
     config: Config
     state: State = "waiting"
-    path: Path | None = None
+    run: Run | None = None  # where it has begun
     episodes: int = 0  # in its journal
     accuracy: float | None = None  # search accuracy of the best so far
     before: int = 0  # episodes that were there when the sweep was started
     attempts: int = 0
     error: str = ""
+
+    @property
+    def path(self) -> Path | None:
+        return None if self.run is None else self.run.path
 
     @property
     def total(self) -> int | None:
@@ -194,24 +198,23 @@ def _run_all(found: Sweep, pool: Workers, show: Callable[[Sweep], None]) -> None
 
 def _look(folder: Path, one: Planned) -> None:
     """What its directory says of a run."""
-    if one.path is None and (folder / one.name).is_dir():
-        one.path = _path_of(folder / one.name, one.config)
-    if one.path is None:
+    if one.run is None and (folder / one.name).is_dir():
+        one.run = _run_of(folder / one.name, one.config)
+    if one.run is None:
         return
-    run = Run.open(one.path)
-    lines = run.lines()
+    lines = one.run.lines()
     one.episodes = len(lines)
     measured = [line for line in lines if Outcome.from_line(line).can_be_best]
     best = max(measured, key=lambda line: line["reward"], default=None)
     one.accuracy = None if best is None else best["search_accuracy"]
-    if run.has_best:
+    if one.run.has_best:
         one.state = "done"
 
 
-def _path_of(folder: Path, config: Config) -> Path | None:
+def _run_of(folder: Path, config: Config) -> Run | None:
     """The run of this configuration in a folder."""
     try:
         runs = runs_in(folder)
     except UserError:  # none has begun
         return None
-    return next((run.path for run in runs if run.config == config), None)
+    return next((run for run in runs if run.config == config), None)

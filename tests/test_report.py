@@ -77,7 +77,7 @@ def test_the_page_of_a_run(runs: Path) -> None:
         "fine-tuned",
         "agent:",
         "git_commit",
-        "0.4 of its macs",
+        "0.4 of its MACs",
     ):
         assert part in text
     assert "#010203" not in text and "currentColor" in text

@@ -68,6 +68,7 @@ def test_resume_is_straight(
     straight, stopped = lesson(digits), lesson(digits)
     expected = Trainer(straight, SETTINGS, ALONE, InFolder(tmp_path / "straight")).run()
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
 
     def killed(_what: str, done: int, _total: int) -> None:
         if done == stop:

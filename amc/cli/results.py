@@ -42,7 +42,8 @@ def finetune(
     tensorboard: Annotated[bool, typer.Option(help="write events for TensorBoard")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the best strategy of a run; with torchrun, on several GPUs. Ctrl-C loses nothing.
+    """Train the best strategy of a run; with torchrun, on several GPUs. The same command goes on
+    after Ctrl-C.
 
     KEY: epochs, lr, distill.soft, ... as `amc show PRESET` lists them under finetune.
     """

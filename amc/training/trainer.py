@@ -31,7 +31,8 @@ from amc.training.keeper import InMemory, Keeper
 from amc.training.processes import Processes, joined
 from amc.training.settings import TrainConfig
 
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 5.0  # between two, at least
+CHECKPOINT_SHARE = 0.02  # of the time, at most
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,18 @@ class Trainer:
     def run(self, after_epoch: Callable[[Progress], None] = lambda progress: None) -> Progress:
         """Train to the end; the network then has the weights of the result and is in eval mode."""
         with torch.random.fork_rng():  # dropout draws from the global state
-            saved = time.monotonic()
+            saved, pause = time.monotonic(), CHECKPOINT_SECONDS
             for images, labels in self._batches():
                 self._update(images, labels)
                 ended = self.progress.step % self.updates == 0
                 if ended:
                     self._end_epoch()
                     after_epoch(self.progress)
-                if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                if ended or time.monotonic() - saved > pause:
+                    start = time.monotonic()
                     self._save()
                     saved = time.monotonic()
+                    pause = max(CHECKPOINT_SECONDS, (saved - start) / CHECKPOINT_SHARE)
                 self._tell()
         self._take_result()
         return self.progress
