@@ -175,4 +175,4 @@ def _closing(result: Any, as_json: bool) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        out.print(f"next: amc export {run.path}", highlight=False, soft_wrap=True)
+        out.print(f"next: amc finetune {run.path}, then amc export {run.path}", highlight=False, soft_wrap=True)
