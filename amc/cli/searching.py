@@ -175,4 +175,5 @@ def _closing(result: Any, as_json: bool) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        out.print(f"next: amc finetune {run.path}, then amc export {run.path}", highlight=False, soft_wrap=True)
+        after = f"next: amc finetune {run.path}, then amc export {run.path}"
+        out.print(after, highlight=False, soft_wrap=True)
