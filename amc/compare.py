@@ -142,17 +142,30 @@ def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -
         UserError: one is not a run, or two are not of the same problem.
     """
     runs = [Run.open(Path(path)) for path in paths]
-    problems = [_problem(run) for run in runs]
-    for run, problem in zip(runs, problems, strict=True):
-        for key, value in problem.items():
-            if value != problems[0][key]:
-                raise UserError(
-                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({value!r} and "
-                    f"{problems[0][key]!r}): only the agent and the seed may"
-                )
+    must_agree(runs, [_problem(run) for run in runs], "only the agent and the seed may")
     labels = labels_of(runs)
     curves = [Curve.of(run, label, measure) for run, label in zip(runs, labels, strict=True)]
     return Comparison(measure, tuple(curves))
+
+
+def must_agree(runs: Sequence[Run], facts: Sequence[Mapping[str, Any]], why: str) -> None:
+    """Refuse runs that cannot be put beside each other.
+
+    Args:
+        runs: some.
+        facts: what must be the same in all of them, of each run.
+        why: the end of the message.
+
+    Raises:
+        UserError: two differ.
+    """
+    for run, own in zip(runs, facts, strict=True):
+        for key, value in own.items():
+            if value != facts[0][key]:
+                raise UserError(
+                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({value!r} and "
+                    f"{facts[0][key]!r}): {why}"
+                )
 
 
 def measure_of(name: str) -> Measure:

@@ -291,8 +291,8 @@ def _yaml(text: str, source: str) -> Any:
         raise UserError(f"{source!r} is not valid YAML: {str(error).splitlines()[0]}") from error
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration; `load_config` reads it back."""
+def to_yaml(config: BaseModel) -> str:
+    """A resolved configuration, or a section of one; `load_config` reads the whole one back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 

@@ -99,7 +99,8 @@ def draw_finetune(
         ):
             axes.axhline(100 * before[key], color=color, linestyle="--", label=label)
     low, high = axes.get_ylim()
-    axes.set_ylim(low - max(0.0, 0.5 - (high - low) / 2), high + max(0.0, 0.5 - (high - low) / 2))
+    margin = max(0.0, 0.5 - (high - low) / 2)  # at least a point is shown
+    axes.set_ylim(low - margin, high + margin)
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Fine-tuning")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from amc.cost.cost import Cost, cost_of
 from amc.errors import UserError, unknown
 from amc.evaluate.data import Dataset
 from amc.files import write_bytes, write_json
-from amc.finetune import FOLDER, Finished, read_config
-from amc.formats import write_onnx, write_program
+from amc.finetune import FOLDER as TUNED
+from amc.finetune import Finished, read_config
+from amc.formats import Parity, write_onnx, write_program
 from amc.network.models import build_model, load_weights
 from amc.network.trace import trace
 from amc.problem import Problem
@@ -35,6 +36,7 @@ from amc.search import SearchResult, open_problem
 from amc.training.keeper import plain
 
 FORMATS = ("safetensors", "onnx", "pt2")
+FOLDER = "export"  # in the run
 WEIGHTS, STRATEGY, ONNX, PROGRAM, METRICS, CARD = (
     "model.safetensors",
     "strategy.json",
@@ -82,33 +84,21 @@ def export(
     compressed = problem.space.apply(opened.best["strategy"])
     if tuned is not None:
         load_weights(compressed, tuned.weights)
-    best, folder = opened.best, opened.path / "export"
+    best, folder = opened.best, opened.path / FOLDER
     folder.mkdir(exist_ok=True)
-    steps = 5
+    steps = 4
     report("exporting", 0, steps)
     description = _description(opened, problem, best, tuned)
     if "safetensors" in formats:
         write_bytes(folder / WEIGHTS, save(plain(compressed)))
         write_json(folder / STRATEGY, description)
-    report("exporting", 1, steps)
     metrics = _measured(problem, compressed, best, tuned)
-    report("exporting", 2, steps)
-    chosen = np.arange(min(CHECKED, len(problem.dataset.test.labels)))
-    images = problem.dataset.normalise(problem.dataset.test.fetch(chosen))
-    if "onnx" in formats:
-        facts = {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in (description | _accuracies(metrics)).items()
-        }
-        parity = write_onnx(compressed, images, folder / ONNX, facts)
-        metrics["onnx_max_abs_diff"] = parity.max_abs_diff
-        metrics["onnx_top1_agreement"] = parity.top1_agreement
+    report("exporting", 1, steps)
+    facts = description | _accuracies(metrics)
+    for name, parity in _converted(compressed, problem.dataset, formats, folder, facts):
+        metrics[f"{name}_max_abs_diff"] = parity.max_abs_diff
+        metrics[f"{name}_top1_agreement"] = parity.top1_agreement
     report("exporting", 3, steps)
-    if "pt2" in formats:
-        parity = write_program(compressed, images, folder / PROGRAM)
-        metrics["pt2_max_abs_diff"] = parity.max_abs_diff
-        metrics["pt2_top1_agreement"] = parity.top1_agreement
-    report("exporting", 4, steps)
     metrics["measured_latency_ms"] = problem.measured_latency(compressed)
     write_json(folder / METRICS, metrics)
     settings = None if tuned is None else tuned.settings
@@ -117,6 +107,23 @@ def export(
     write_bytes(folder / CARD, card.encode())
     report("exporting", steps, steps)
     return metrics
+
+
+def _converted(
+    model: nn.Module,
+    dataset: Dataset,
+    formats: Collection[str],
+    folder: Path,
+    facts: dict[str, Any],
+) -> Iterator[tuple[str, Parity]]:
+    """Write what others run; of each format, how well it agrees on test images."""
+    chosen = np.arange(min(CHECKED, len(dataset.test.labels)))
+    images = dataset.normalise(dataset.test.fetch(chosen))
+    if "onnx" in formats:
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+        yield "onnx", write_onnx(model, images, folder / ONNX, texts)
+    if "pt2" in formats:
+        yield "pt2", write_program(model, images, folder / PROGRAM)
 
 
 def load(run: SearchResult | str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -130,9 +137,9 @@ def load(run: SearchResult | str | Path, model: nn.Module | None = None) -> nn.M
     Raises:
         UserError: the folder holds no export, or the weights do not fit.
     """
-    folder = run.run.path / "export" if isinstance(run, SearchResult) else Path(run)
-    if (folder / "export" / STRATEGY).is_file():
-        folder = folder / "export"
+    folder = run.run.path / FOLDER if isinstance(run, SearchResult) else Path(run)
+    if (folder / FOLDER / STRATEGY).is_file():
+        folder = folder / FOLDER
     description = read_description(folder)
     if isinstance(run, SearchResult):
         model = copy.deepcopy(run.problem.network.model)
@@ -196,7 +203,7 @@ def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> d
 
 def _tuned(run: Run, folder: str | Path | None) -> Finished | None:
     """The fine-tuning whose weights are exported."""
-    where = run.path / FOLDER if folder is None else Path(folder)
+    where = run.path / TUNED if folder is None else Path(folder)
     tuned = Finished.of(where)
     if tuned is None and folder is not None:
         raise UserError(f"{str(where)!r} holds no fine-tuning that has ended")

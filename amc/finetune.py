@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import nn
 
-from amc.config import finetune_config
+from amc.config import finetune_config, to_yaml
 from amc.errors import UserError
 from amc.evaluate.data import Dataset
 from amc.evaluate.inference import prepared
@@ -199,8 +199,7 @@ class _Log:
     def begin(self, problem: Problem, compressed: nn.Module) -> None:
         """Settings, provenance, and what there was before: once."""
         if not (self.folder / BEFORE).is_file():
-            settings = yaml.safe_dump(self.settings.model_dump(mode="json"), sort_keys=False)
-            write_bytes(self.folder / CONFIG, settings.encode())
+            write_bytes(self.folder / CONFIG, to_yaml(self.settings).encode())
             write_json(self.folder / "provenance.json", surroundings())
             untouched = problem.network.model
             before = {

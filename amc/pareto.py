@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amc.compare import Values, interval, labels_of
+from amc.compare import Values, interval, labels_of, must_agree
 from amc.cost.cost import METRICS, Metric
 from amc.errors import UserError, unknown
 from amc.evaluate.evaluator import Outcome
@@ -61,6 +61,11 @@ class Curve:
     delivered: tuple[Delivered, ...]  # by ascending cost
     hypervolume: Values  # of each seed that has a run of every budget
 
+    @property
+    def mean_hypervolume(self) -> float:
+        """Over these seeds; 0 where there is none."""
+        return float(self.hypervolume.mean()) if len(self.hypervolume) else 0.0
+
 
 @dataclass(frozen=True)
 class Pareto:
@@ -86,7 +91,7 @@ class Pareto:
     def curves(self) -> list[Curve]:
         """The agents, the largest hypervolume first."""
         curves = [self._curve(agent, points) for agent, points in self.by_agent().items()]
-        return sorted(curves, key=lambda curve: -max([0.0, *curve.hypervolume]))
+        return sorted(curves, key=lambda curve: -curve.mean_hypervolume)
 
     def _curve(self, agent: str, points: Sequence[Point]) -> Curve:
         budgets: dict[str, list[Point]] = {}
@@ -154,13 +159,7 @@ def pareto(
     if not runs:
         raise UserError(f"no finished run in {', '.join(repr(str(path)) for path in paths)}")
     networks = [_network(run, metric) for run in runs]
-    for run, network in zip(runs, networks, strict=True):
-        for key, value in network.items():
-            if value != networks[0][key]:
-                raise UserError(
-                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({value!r} and "
-                    f"{networks[0][key]!r}): fronts are of one network"
-                )
+    must_agree(runs, networks, "fronts are of one network")
     labels = labels_of(runs)
     original = networks[0][metric]
     accuracy = float(np.mean([run.best["baseline"]["search_accuracy"] for run in runs]))
@@ -260,9 +259,9 @@ class Standing:
 def standings(curves: Sequence[Curve]) -> list[Standing]:
     """The largest first; of agents with a seed that has a run of every budget."""
     whole = [curve for curve in curves if len(curve.hypervolume)]
-    best = max((float(curve.hypervolume.mean()) for curve in whole), default=0.0)
+    best = max((curve.mean_hypervolume for curve in whole), default=0.0)
     rows = []
-    for curve in sorted(whole, key=lambda curve: -float(curve.hypervolume.mean())):
+    for curve in whole:
         column: NDArray[np.float64] = curve.hypervolume[:, None]
         mean, low, high = (ends.item() for ends in interval(column))
         rows.append(Standing(curve.agent, len(curve.hypervolume), mean, low, high, mean / best))

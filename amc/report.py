@@ -14,10 +14,10 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 
 from amc.compare import Comparison, compare
+from amc.config import to_yaml
 from amc.cost.cost import LABELS, ON_PAPER
 from amc.drawing import (
     draw_curves,
@@ -28,7 +28,10 @@ from amc.drawing import (
     draw_widths,
 )
 from amc.errors import UserError
+from amc.export import FOLDER as EXPORT
+from amc.export import METRICS as EXPORTED
 from amc.files import write_bytes
+from amc.finetune import BEFORE, FOLDER, LOG, METRICS
 from amc.pareto import Pareto, pareto
 from amc.pareto import standings as hypervolumes
 from amc.run import Run, runs_in
@@ -123,14 +126,8 @@ def _of_run(run: Run) -> list[str]:
             "time", lambda axes: draw_seconds(axes, run.profile()), "where an episode's time goes"
         ),
     ]
-    log = run.path / "finetune" / "log.csv"
-    if log.is_file():
-        epochs = pd.read_csv(log).astype(object).where(lambda table: table.notna(), None)
-        rows_of: Any = epochs.to_dict("records")
-        known = json.loads((run.path / "finetune" / "before.json").read_text(encoding="utf-8"))
-        pictures.append(
-            _picture("finetune", lambda axes: draw_finetune(axes, rows_of, known), "fine-tuning")
-        )
+    if (run.path / FOLDER / LOG).is_file():
+        pictures.append(_finetuning(run.path / FOLDER))
     strategy = [
         (name, str(choice), f"{ratio:.3f}")
         for (name, choice), ratio in zip(best["strategy"].items(), best["ratios"], strict=True)
@@ -142,17 +139,21 @@ def _of_run(run: Run) -> list[str]:
         _table(("", "original", "compressed", "ratio"), rows),
         f'<div class="pictures">{"".join(pictures)}</div>',
         _details("Strategy", _table(("decision", "choice", "keep ratio"), strategy)),
-        _details(
-            "Configuration", _pre(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        ),
+        _details("Configuration", _pre(to_yaml(config))),
         _details("Provenance", _pre(json.dumps(run.provenance, indent=2))),
     ]
 
 
+def _finetuning(folder: Path) -> str:
+    epochs = pd.read_csv(folder / LOG).astype(object)
+    rows: Any = epochs.where(epochs.notna(), None).to_dict("records")
+    before = json.loads((folder / BEFORE).read_text(encoding="utf-8"))
+    return _picture("finetune", lambda axes: draw_finetune(axes, rows, before), "fine-tuning")
+
+
 def _tested(run: Run) -> list[tuple[str, ...]]:
     """Rows of accuracies on the test images, of an export or a fine-tuning."""
-    for name in ("export", "finetune"):
-        path = run.path / name / "metrics.json"
+    for path in (run.path / EXPORT / EXPORTED, run.path / FOLDER / METRICS):
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             base = found["baseline_test_accuracy"]

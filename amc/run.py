@@ -13,6 +13,7 @@ import io
 import json
 import os
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Run:
             )
         return run
 
-    @property
+    @cached_property
     def config(self) -> Config:
         return load_config(str(self.path / "config.yaml"))[1]
 

@@ -204,14 +204,14 @@ def _on_ray(task: Task, threads: int, shelf: Any) -> str:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        path = None
+        path, sent = None, dict[Path, bytes]()
         if task.path is not None:
             name = task.path.resolve().relative_to(task.folder.resolve())
             for file, content in ray.get(shelf.read.remote(str(name))).items():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_bytes(content)
+                sent[folder / file] = content
             path = folder / name
-        sent: dict[Path, bytes] = {}
 
         def send(what: str = "", done: int = 0, total: int = 0) -> None:
             if what and not what.startswith("searching"):

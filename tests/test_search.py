@@ -13,13 +13,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
-from zoo import Mine, command, config_of
+from zoo import Mine, command, config_of, journal
 
 from amc.config import parse_config
 from amc.errors import UserError
@@ -38,15 +37,6 @@ TINY = [
     "agent.warmup_episodes=4",
 ]
 PRESET = "digits_resnet8_channel_macs50"
-
-
-def journal(path: Path) -> list[dict[str, Any]]:
-    """All lines without what a clock says."""
-    lines = [json.loads(line) for line in (path / "episodes.jsonl").read_text().splitlines()]
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "profile")}
-        for line in lines
-    ]
 
 
 def test_a_users_own_network_and_data(digits: Dataset, tmp_path: Path) -> None:

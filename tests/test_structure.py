@@ -29,14 +29,14 @@ ORDER = [
     ["amc.compare"],
     ["amc.pareto"],
     ["amc.drawing"],
-    ["amc.plots", "amc.profiling", "amc.report"],
+    ["amc.plots", "amc.profiling"],
     ["amc.envs", "amc.agents"],
     ["amc.problem"],
     ["amc.search"],
     ["amc.finetune", "amc.card", "amc.workers"],
     ["amc.sweep"],
     ["amc.export"],
-    ["amc.testing", "amc.tables"],
+    ["amc.report", "amc.testing", "amc.tables"],
     ["amc.cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_search import journal
-from zoo import command
+from zoo import command, journal
 
 from amc.errors import UserError
 from amc.run import Run, runs_in

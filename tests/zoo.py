@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,3 +134,12 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
         check=False,
         **options,
     )
+
+
+def journal(path: Path) -> list[dict[str, Any]]:
+    """All lines without what a clock says."""
+    lines = [json.loads(line) for line in (path / "episodes.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "profile")}
+        for line in lines
+    ]

@@ -118,12 +118,7 @@ class Trainer:
         self.bf16 = uses_bf16(config, processes.device)
         objective = lesson.objective.to(processes.device)
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(
-            _decayed(objective, config.weight_decay),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-        )
+        self.optimizer = _sgd(objective, config)
         self.average: AveragedModel | None = None
         if config.ema is not None:
             average = get_ema_multi_avg_fn(config.ema)
@@ -306,13 +301,15 @@ def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16_units()
 
 
-def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices and kernels only."""
+def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    """With weight decay on matrices and kernels only."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    nesterov = config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
 
 
 def _rate(step: int, total: int, warmup: float) -> float:
