@@ -9,7 +9,6 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import gymnasium
 from pydantic import BaseModel
 
 if __name__ != "amc.agents":
@@ -25,7 +24,8 @@ class Agent(Protocol):
     `amc.search` journals every episode that ends in the environment. What an agent does next may
     depend on its seed and on what the environment has given so far, on nothing else: then a run
     that was stopped goes on as if it had not been. A true class attribute ``exact`` says that its
-    strategies are meant as they are: then they are bounded, never scaled to the budget.
+    strategies are meant as they are: then they are bounded, never scaled to the budget. A true
+    class attribute ``conditioned`` says that every episode may have a budget of its own.
     """
 
     Options: ClassVar[type[BaseModel]]
@@ -40,9 +40,6 @@ class Agent(Protocol):
 
     def phase_of(self, episode: int) -> str:
         """What the journal calls an episode; they count from 0."""
-
-    def set_env(self, env: gymnasium.Env[Any, Any]) -> Any:
-        """Walk in this environment from now on."""
 
     def run(self, on_episode: Callable[[], None] | None = None) -> None:
         """Walk the episodes that are left; call ``on_episode`` after each."""

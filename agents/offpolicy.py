@@ -14,17 +14,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import gymnasium
 import numpy as np
 import torch
 from amc.agents.proposing import EpisodeOptions
 from amc.agents.replay import EpisodeReplayBuffer
+from amc.agents.walkers import Walkers
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.stats import truncnorm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update
 
@@ -58,6 +60,12 @@ class OffPolicyOptions(EpisodeOptions):
     tau: float = Field(0.01, gt=0, le=1, description="soft update of the target networks")
     gamma: float = Field(1.0, gt=0, le=1, description="discount")
     replay: int = Field(2000, ge=1, description="transitions in the replay buffer")
+    envs: int = Field(
+        1,
+        ge=1,
+        description="episodes that are walked in step, and measured side by side; the updates of "
+        "all of them come after the last step",
+    )
     hidden: int = Field(
         300, ge=1, description="units in each of the two hidden layers of actor and critic"
     )
@@ -71,12 +79,19 @@ class OffPolicyOptions(EpisodeOptions):
         "so far; 0: of none",
     )
 
+    @model_validator(mode="after")
+    def _whole_rounds(self) -> Self:
+        if self.episodes % self.envs:
+            raise ValueError(f"{self.episodes} episodes are no multiple of {self.envs} envs")
+        return self
+
 
 class OffPolicyAgent(OffPolicyAlgorithm):
     """AMC's episodes around an algorithm of Stable-Baselines3, which comes second in the bases."""
 
     Options: ClassVar[type[OffPolicyOptions]] = OffPolicyOptions
     options: Any
+    conditioned = True
     steps: int
     generator: np.random.Generator
     replay_buffer: EpisodeReplayBuffer
@@ -96,19 +111,24 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         self.generator = np.random.default_rng([seed, 1])
         self._torch_state = torch.Generator().manual_seed(seed).get_state()
         self._centre = _uniform_ratio(env) if self.options.centred else None
+        self._round = steps * self.options.envs  # steps of all environments in an episode
         super().__init__(
             "MlpPolicy",
-            env,
+            Walkers(env, self.options.envs, steps),
             learning_rate=self.options.actor_lr,
             buffer_size=max(self.options.replay, steps),
             learning_starts=self.options.warmup_episodes * steps,
             batch_size=self.options.batch_size,
             tau=self.options.tau,
             gamma=self.options.gamma,
-            train_freq=(1, "episode"),
+            train_freq=(steps, "step"),
             gradient_steps=-1,
             replay_buffer_class=EpisodeReplayBuffer,
-            replay_buffer_kwargs={"seed": seed, "baseline_decay": self.options.baseline_decay},
+            replay_buffer_kwargs={
+                "seed": seed,
+                "baseline_decay": self.options.baseline_decay,
+                "budgets_differ": getattr(env.unwrapped, "budgets_differ", False),
+            },
             policy_kwargs={
                 "net_arch": [self.options.hidden] * 2,
                 "optimizer_kwargs": {"fused": True},  # one kernel an update
@@ -117,6 +137,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             device="cpu",
             **self.algorithm(),
         )
+        self.set_logger(Logger(None, []))  # the default one leaves folders behind
 
     def algorithm(self) -> dict[str, Any]:
         """Further arguments of the algorithm."""
@@ -138,11 +159,13 @@ class OffPolicyAgent(OffPolicyAlgorithm):
 
     @property
     def episodes_done(self) -> int:
-        return self.num_timesteps // self.steps
+        rounds: int = self.num_timesteps // self._round
+        return rounds * int(self.options.envs)
 
     def phase_of(self, episode: int) -> str:
         """warmup or explore; episodes count from 0."""
-        return "warmup" if episode < self.options.warmup_episodes else "explore"
+        first = episode - episode % self.options.envs
+        return "warmup" if first < self.options.warmup_episodes else "explore"
 
     def run(self, on_episode: Callable[[], None] | None = None) -> None:
         """Walk the episodes that are left. ``on_episode`` is called after each, when its updates
@@ -150,6 +173,8 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         """
         left = self.options.episodes * self.steps - self.num_timesteps
         if left > 0:
+            self._last_obs = None  # begin with a reset
+            cast("Walkers", self.env).start(self.episodes_done)
             callback = _AfterEpisode(on_episode or (lambda: None))
             self.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
 
@@ -173,7 +198,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         shape = (n_envs, 1)
         if self.options.warmup_spread is None:
             return self.generator.uniform(0.0, 1.0, size=shape)
-        if self.num_timesteps % self.steps == 0:
+        if self.num_timesteps % self._round == 0:
             self._warmup_centre = (
                 self.generator.uniform(0.0, 1.0, size=shape)
                 if self._centre is None
@@ -256,7 +281,6 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         ):
             generator.bit_generator.state = saved
         self.num_timesteps, self._n_updates, self._episode_num = state["counters"]
-        self._last_obs = None
 
 
 class _AfterEpisode(BaseCallback):
@@ -294,6 +318,9 @@ def truncated_normal(mean: Array, sigma: float, generator: np.random.Generator) 
 
 
 def _uniform_ratio(env: gymnasium.Env[Any, Any]) -> float:
-    """The mean keep ratio of the uniform strategy at the environment's budget, inside (0, 1)."""
-    space, uniform = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds").uniform()
+    """The mean keep ratio of the uniform strategy at the environment's budget (of a range, the one
+    in the middle, which is the first), inside (0, 1).
+    """
+    space, bounds = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds")
+    uniform = bounds.of_episode(0).uniform()
     return float(np.clip(np.mean(space.ratios(uniform)), 0.01, 0.99))

@@ -29,6 +29,14 @@ class EpisodeOptions(Options):
     episodes: int = Field(400, ge=1, description="episodes of the search")
 
 
+class BatchOptions(EpisodeOptions):
+    """Options of an agent to which the size of a batch is all the same, or nearly."""
+
+    batch: int = Field(
+        10, ge=1, description="strategies that are proposed at once, and measured side by side"
+    )
+
+
 @dataclass(frozen=True)
 class Walk:
     """One episode that is over."""
@@ -38,7 +46,8 @@ class Walk:
 
 
 class ProposingAgent(ABC):
-    """Proposes keep ratios for all decisions at once; the environment bounds and measures them.
+    """Proposes keep ratios for all decisions at once; the environment bounds and measures them, all
+    proposals of a batch side by side where it can.
 
     A new one defines `propose` and, where it keeps anything, `begin`. It may use ``walks``,
     ``generator`` and what it derived from them in earlier calls, nothing else.
@@ -64,7 +73,9 @@ class ProposingAgent(ABC):
         self.seed = seed
         self.generator = np.random.default_rng([seed, 1])
         self.walks: list[Walk] = []
-        self._waiting: list[Ratios] = []
+        self._batch: list[Ratios] = []
+        self._waiting: list[Ratios] = []  # of the batch
+        self._first = 0  # episode of the batch
         self.begin()
 
     def begin(self) -> None:  # noqa: B027 - most need none
@@ -90,12 +101,13 @@ class ProposingAgent(ABC):
         """What the journal calls an episode; they count from 0."""
         return "explore"
 
-    def set_env(self, env: gymnasium.Env[Any, Any]) -> None:
-        self.env = env
-
     def run(self, on_episode: Callable[[], None] | None = None) -> None:
         """Walk the episodes that are left. ``on_episode`` is called after each."""
+        announced = None
         while (wanted := self._next()) is not None:
+            if announced != self._first:
+                self.env.get_wrapper_attr("announce")(self._batch, self._first)
+                announced = self._first
             self.walks.append(self._walk(wanted))
             if on_episode is not None:
                 on_episode()
@@ -104,11 +116,13 @@ class ProposingAgent(ABC):
         if self.episodes_done >= self.episodes:
             return None
         if not self._waiting:
-            self._waiting = list(self.propose())
+            self._first = self.episodes_done
+            self._batch = list(self.propose())[: self.episodes - self._first]
+            self._waiting = list(self._batch)
         return self._waiting.pop(0) if self._waiting else None
 
     def _walk(self, wanted: Ratios) -> Walk:
-        self.env.reset()
+        self.env.reset(options={"episode": self.episodes_done})
         for ratio in wanted:
             _, reward, _, _, info = self.env.step(np.array([ratio], np.float32))
         return Walk(np.array(info["executed_ratios"]), float(reward))

@@ -14,12 +14,13 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 Array = NDArray[Any]
+_Step = tuple[Array, Array, Array, Array]  # observation, the next, action, done
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones")
 
 
 class EpisodeReplayBuffer(ReplayBuffer):
     """Holds back an episode until it ends, then stores it with its final reward and its EXECUTED
-    actions.
+    actions. Episodes that are walked in step are stored one after the other.
 
     Sampled rewards are reduced by a moving average of past episodes' rewards (AMC's baseline b, for
     less variance). Samples are drawn with the buffer's own generator.
@@ -35,20 +36,22 @@ class EpisodeReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         seed: int = 0,
         baseline_decay: float = 0.95,
+        budgets_differ: bool = False,
     ) -> None:
         super().__init__(
             buffer_size,
             observation_space,
             action_space,
             device,
-            n_envs,
-            optimize_memory_usage,
+            n_envs=1,
+            optimize_memory_usage=optimize_memory_usage,
             handle_timeout_termination=False,
         )
         self.generator = np.random.default_rng(seed)
         self.baseline_decay = baseline_decay
         self.baseline: float | None = None
-        self._episode: list[tuple[Array, Array, Array, Array]] = []
+        self._budgets_differ = budgets_differ  # the last feature of an observation is the budget
+        self._episodes: list[list[_Step]] = [[] for _ in range(n_envs)]
 
     def add(
         self,
@@ -59,21 +62,23 @@ class EpisodeReplayBuffer(ReplayBuffer):
         done: Array,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Hold a transition; at the end of the episode store them all.
+        """Hold a transition of each environment; at the end of an episode store all of it.
 
-        ``infos[0]["executed_ratios"]``, where the environment gives it at the end, replaces the
+        ``infos[i]["executed_ratios"]``, where the environment gives it at the end, replaces the
         actions: the critic learns from what was done.
         """
-        self._episode.append((obs, next_obs, action, done))
-        if not done[0]:
-            return
-        executed = infos[0].get("executed_ratios", [None] * len(self._episode))
-        for (held_obs, held_next, held_action, held_done), ratio in zip(
-            self._episode, executed, strict=True
-        ):
-            taken = held_action if ratio is None else self._action(ratio)
-            super().add(held_obs, held_next, taken, reward, held_done, infos)
-        self._episode = []
+        for number, episode in enumerate(self._episodes):
+            own = slice(number, number + 1)
+            episode.append((obs[own], next_obs[own], action[own], done[own]))
+            if done[number]:
+                self._store(episode, reward[own], infos[number])
+                episode.clear()
+
+    def _store(self, episode: list[_Step], reward: Array, info: dict[str, Any]) -> None:
+        executed = info.get("executed_ratios", [None] * len(episode))
+        for (obs, next_obs, action, done), ratio in zip(episode, executed, strict=True):
+            taken = action if ratio is None else self._action(ratio)
+            super().add(obs, next_obs, taken, reward, done, [info])
         final = float(reward[0])
         decay = self.baseline_decay
         self.baseline = (
@@ -92,8 +97,13 @@ class EpisodeReplayBuffer(ReplayBuffer):
         return samples._replace(rewards=samples.rewards - (self.baseline or 0.0))
 
     def sample_best(self, transitions: int, batch_size: int) -> ReplayBufferSamples:
-        """Samples of those transitions that have the highest rewards, which are their episodes'."""
-        order = np.argsort(-self.rewards[: self.size(), 0], kind="stable")[:transitions]
+        """Samples of those transitions that have the highest rewards, which are their episodes';
+        where budgets differ, the highest for their budgets.
+        """
+        worth = self.rewards[: self.size(), 0]
+        if self._budgets_differ:
+            worth = standing(worth, self.observations[: self.size(), 0, -1])
+        order = np.argsort(-worth, kind="stable")[:transitions]
         return self._get_samples(self.generator.choice(order, size=batch_size))
 
     def _get_samples(self, batch_inds: Array, env: Any = None) -> ReplayBufferSamples:
@@ -116,4 +126,18 @@ class EpisodeReplayBuffer(ReplayBuffer):
         for name in _ARRAYS:
             getattr(self, name)[...] = state[name].numpy()
         self.pos, self.full, self.baseline = state["pos"], state["full"], state["baseline"]
-        self._episode = []
+        for episode in self._episodes:
+            episode.clear()
+
+
+def standing(rewards: Array, budgets: Array) -> Array:
+    """How good rewards are for their budgets: above the mean that a cubic in the budget fits to
+    all of them, in deviations that another one fits.
+    """
+    if np.ptp(budgets) < 1e-6:
+        return rewards
+    x = (budgets - budgets.mean()) / budgets.std()
+    degree = min(3, len(np.unique(budgets)) - 1)
+    residuals = rewards - np.polyval(np.polyfit(x, rewards, degree), x)
+    spread = np.polyval(np.polyfit(x, np.abs(residuals), degree), x)
+    return np.asarray(residuals / np.maximum(spread, 0.1 * np.abs(residuals).mean() + 1e-12))

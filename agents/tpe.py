@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import optuna
-from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
+from amc.agents.proposing import BatchOptions, ProposingAgent, Ratios
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
@@ -15,8 +15,15 @@ from pydantic import Field
 optuna.logging.set_verbosity(logging.WARNING)
 
 
-class TPEOptions(EpisodeOptions):
+class TPEOptions(BatchOptions):
     """The options of the agent."""
+
+    batch: int = Field(
+        4,
+        ge=1,
+        description="strategies that are proposed at once, and measured side by side; the first "
+        "is taken for a bad one when the next is proposed (constant liar)",
+    )
 
     startup: int = Field(30, ge=1, description="episodes with random keep ratios to begin with")
 
@@ -29,7 +36,10 @@ class TPEAgent(ProposingAgent):
 
     def begin(self) -> None:
         sampler = TPESampler(
-            n_startup_trials=self.options.startup, seed=self.seed, multivariate=True
+            n_startup_trials=self.options.startup,
+            seed=self.seed,
+            multivariate=True,
+            constant_liar=self.options.batch > 1,
         )
         self._study = optuna.create_study(sampler=sampler, direction="maximize")
         self._ranges: dict[str, BaseDistribution] = {
@@ -44,6 +54,7 @@ class TPEAgent(ProposingAgent):
                 create_trial(params=executed, distributions=self._ranges, value=walk.reward)
             )
         self._told = len(self.walks)
-        trial = self._study.ask(self._ranges)
-        self._study.tell(trial, state=TrialState.FAIL)  # what counts is what will be executed
-        return [np.array([trial.params[name] for name in self._ranges])]
+        trials = [self._study.ask(self._ranges) for _ in range(self.options.batch)]
+        for trial in trials:  # what counts is what will be executed
+            self._study.tell(trial, state=TrialState.FAIL)
+        return [np.array([trial.params[name] for name in self._ranges]) for trial in trials]

@@ -142,6 +142,12 @@ def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -
         UserError: one is not a run, or two are not of the same problem.
     """
     runs = [Run.open(Path(path)) for path in paths]
+    for run in runs:
+        if isinstance(run.config.budget.ratio, tuple):
+            raise UserError(
+                f"{str(run.path)!r} has no best strategy to be compared, but one for each budget "
+                f"from {run.config.budget.label}: see amc pareto"
+            )
     must_agree(runs, [_problem(run) for run in runs], "only the agent and the seed may")
     labels = labels_of(runs)
     curves = [Curve.of(run, label, measure) for run, label in zip(runs, labels, strict=True)]

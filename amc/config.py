@@ -37,8 +37,10 @@ class BudgetConfig(Options):
     metric: Annotated[Metric, BeforeValidator(_canonical_metric)] = Field(
         "macs", description="macs (alias flops), params, memory_bytes, or latency_ms on the device"
     )
-    ratio: float | None = Field(
-        None, description="the limit as a part of the original's cost, above 0 and at most 1"
+    ratio: float | tuple[float, float] | None = Field(
+        None,
+        description="the limit as a part of the original's cost, above 0 and at most 1; two of "
+        "them, [0.2, 0.8]: every episode has a budget of its own between them",
     )
     limit: float | None = Field(
         None, description="the limit as an absolute value, instead of ratio"
@@ -49,6 +51,13 @@ class BudgetConfig(Options):
         "whole budget; false: only bound them one by one, as in the paper; none: scale where the "
         "reward does not count costs itself",
     )
+
+    @property
+    def label(self) -> str:
+        """The limit, for people."""
+        if isinstance(self.ratio, tuple):
+            return "{:g} to {:g}".format(*self.ratio)
+        return f"{self.ratio or self.limit:g}"
 
     def of(self, original: Cost) -> Budget:
         return Budget.of(self.metric, original, self.ratio, self.limit, bool(self.fill))
@@ -201,16 +210,30 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
             "budget.metric latency_ms needs a device: a profile's name (`amc ls` lists them), or a "
             "file that `amc profile` wrote"
         )
-    ratio = config.budget.ratio
-    if ratio is not None and (not 0 < ratio <= 1 or math.isnan(ratio)):
-        raise UserError(f"budget.ratio is {ratio}: it must be above 0 and at most 1")
-    if (ratio is None) == (config.budget.limit is None):
-        raise UserError("budget needs either ratio or limit")
+    _check_budget(config)
     lookup("reward", config.reward)
     if config.budget.fill is None:
         fill = config.reward in COSTLESS
         updates["budget"] = config.budget.model_copy(update={"fill": fill})
     return config.model_copy(update=updates)
+
+
+def _check_budget(config: Config) -> None:
+    ratio = config.budget.ratio
+    if (ratio is None) == (config.budget.limit is None):
+        raise UserError("budget needs either ratio or limit")
+    ratios = ratio if isinstance(ratio, tuple) else (ratio,)
+    if any(one is not None and (not 0 < one <= 1 or math.isnan(one)) for one in ratios):
+        shown = list(ratio) if isinstance(ratio, tuple) else ratio
+        raise UserError(f"budget.ratio is {shown}: it must be above 0 and at most 1")
+    if isinstance(ratio, tuple) and ratio[0] >= ratio[1]:
+        raise UserError(f"budget.ratio is {list(ratio)}: a range must ascend")
+    agent = str(config.agent["name"])
+    if len(ratios) == 2 and not getattr(lookup("agent", agent), "conditioned", False):
+        raise UserError(
+            f"agent {agent!r} searches one budget: budget.ratio {list(ratios)} needs one that can "
+            "have another in every episode, as td3, ddpg, sac and random"
+        )
 
 
 def finetune_config(config: Config, overrides: Sequence[str] = ()) -> FinetuneConfig:

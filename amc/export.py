@@ -52,18 +52,21 @@ def export(
     run: SearchResult | str | Path,
     formats: Collection[str] = FORMATS,
     *,
+    episode: int | None = None,
     finetuned: str | Path | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """Export the best strategy of a run into its ``export`` folder, fine-tuned if that has been
-    done, and measure it on the test images.
+    """Export the best strategy of a run, or that of another episode, into its ``export`` folder,
+    fine-tuned if that has been done, and measure it on the test images.
 
     Args:
         run: a search's result, or the directory of a run.
         formats: of ``safetensors``, ``onnx`` and ``pt2`` (a `torch.export` program).
-        finetuned: the folder of the fine-tuning; ``finetune`` in the run by default.
+        episode: whose strategy is exported, to ``episode_N/export`` in the run; None: that of the
+            best one, to ``export``.
+        finetuned: the folder of the fine-tuning; ``finetune`` beside the export by default.
         model: the network, where the run's was given from Python and ``run`` is a directory.
         dataset: likewise.
         report: of progress.
@@ -72,20 +75,22 @@ def export(
         The contents of metrics.json.
 
     Raises:
-        UserError: the run has no result, there is no such fine-tuning, or a format is unknown.
+        UserError: the run has no result or no such episode, there is no such fine-tuning, or a
+            format is unknown.
     """
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
     opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
-    tuned = _tuned(opened, finetuned)
+    place, best = opened.folder(episode), opened.chosen(episode)
+    tuned = _tuned(place / TUNED if finetuned is None else Path(finetuned), finetuned is not None)
     weights = None if tuned is None else tuned.settings.weights
     problem = open_problem(run, model, dataset, report, weights)[1]
-    compressed = problem.space.apply(opened.best["strategy"])
+    compressed = problem.space.apply(best["strategy"])
     if tuned is not None:
         load_weights(compressed, tuned.weights)
-    best, folder = opened.best, opened.path / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder = place / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     steps = 4
     report("exporting", 0, steps)
     description = _description(opened, problem, best, tuned)
@@ -201,17 +206,16 @@ def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> d
     return result
 
 
-def _tuned(run: Run, folder: str | Path | None) -> Finished | None:
-    """The fine-tuning whose weights are exported."""
-    where = run.path / TUNED if folder is None else Path(folder)
-    tuned = Finished.of(where)
-    if tuned is None and folder is not None:
-        raise UserError(f"{str(where)!r} holds no fine-tuning that has ended")
-    if tuned is None and read_config(where) is not None:
+def _tuned(folder: Path, named: bool) -> Finished | None:
+    """The fine-tuning whose weights are exported; one that is named must be there."""
+    tuned = Finished.of(folder)
+    if tuned is None and named:
+        raise UserError(f"{str(folder)!r} holds no fine-tuning that has ended")
+    if tuned is None and read_config(folder) is not None:
         logging.getLogger("amc").warning(
-            "the fine-tuning has not ended (amc finetune %s goes on with it): exported as it was "
-            "before",
-            run.path,
+            "the fine-tuning in %s has not ended (`amc finetune` goes on with it): exported as it "
+            "was before",
+            folder,
         )
     return tuned
 

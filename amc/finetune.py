@@ -36,7 +36,7 @@ from amc.training.trainer import Lesson, Progress, Trainer, uses_bf16
 
 FOLDER = "finetune"  # in the run
 CONFIG, BEFORE, LOG, METRICS = "config.yaml", "before.json", "log.csv", "metrics.json"
-PICTURE = "finetune.png"
+PROVENANCE, PICTURE = "provenance.json", "finetune.png"
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ def finetune(
     *,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
+    episode: int | None = None,
     to: str | Path | None = None,
     report: Report = silent,
     tensorboard: bool = False,
 ) -> FinetuneResult:
-    """Train the best strategy of a run. Called again, it goes on where it was stopped.
+    """Train the best strategy of a run, or that of another episode. Called again, it goes on where
+    it was stopped.
 
     Under ``torchrun`` all processes call it, and train together.
 
@@ -69,27 +71,31 @@ def finetune(
             section ``finetune``. None: these, or those that the folder was begun with.
         model: the network, where the run's was given from Python and ``run`` is a directory.
         dataset: likewise.
-        to: the folder; ``finetune`` in the run by default.
+        episode: whose strategy is trained (`amc.pareto` tells what each budget would have cost);
+            None: that of the best one.
+        to: the folder; by default ``finetune`` in the run, or in the episode's folder there.
         report: of progress.
         tensorboard: write events for TensorBoard too.
 
     Raises:
-        UserError: the run has no result, the folder was begun with other settings, or a setting
-            does not fit the network.
+        UserError: the run has no result or no such episode, the folder was begun with other
+            settings, or a setting does not fit the network.
     """
     with joined() as processes:
         report = report if processes.first else silent
         opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
-        folder = Path(to) if to is not None else opened.path / FOLDER
+        folder = Path(to) if to is not None else opened.folder(episode) / FOLDER
+        chosen = opened.chosen(episode)
+        _check_episode(folder, chosen["episode"])
         settings = _settings(folder, opened, config)
         problem = open_problem(run, model, dataset, report, settings.weights)[1]
-        compressed = problem.space.apply(opened.best["strategy"])
+        compressed = problem.space.apply(chosen["strategy"])
         if (ended := Finished.of(folder)) is not None:
             load_weights(compressed, ended.weights)
             return FinetuneResult(folder, compressed, ended.metrics, processes.first)
         log = _Log(folder, settings, tensorboard) if processes.first else None
         if log is not None:
-            log.begin(problem, compressed)
+            log.begin(problem, compressed, chosen["episode"])
         trainer = _trainer(problem, compressed, settings, processes, folder, report)
         progress = trainer.run(lambda progress: None if log is None else log.write(progress))
         if log is not None:
@@ -159,6 +165,15 @@ def _settings(
     return settings
 
 
+def _check_episode(folder: Path, episode: int) -> None:
+    begun = _read(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else {}
+    if begun.get("episode", episode) != episode:  # version 0.3 and before knew the best one only
+        raise UserError(
+            f"{str(folder)!r} was begun with the strategy of episode {begun['episode']}, not "
+            f"{episode}: name another folder (--out)"
+        )
+
+
 def _trainer(
     problem: Problem,
     compressed: nn.Module,
@@ -196,11 +211,11 @@ class _Log:
         self.before: dict[str, Any] = {}
         self.events = _events(folder / "tensorboard") if tensorboard else None
 
-    def begin(self, problem: Problem, compressed: nn.Module) -> None:
+    def begin(self, problem: Problem, compressed: nn.Module, episode: int) -> None:
         """Settings, provenance, and what there was before: once."""
         if not (self.folder / BEFORE).is_file():
             write_bytes(self.folder / CONFIG, to_yaml(self.settings).encode())
-            write_json(self.folder / "provenance.json", surroundings())
+            write_json(self.folder / PROVENANCE, {"episode": episode, **surroundings()})
             untouched = problem.network.model
             before = {
                 "baseline_search_accuracy": problem.accuracy(untouched),

@@ -6,7 +6,7 @@ several, are the strategies to which no other is better in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,29 @@ from amc.run import Run, runs_in
 HANDCRAFTED = ("uniform", "shallow", "deep")
 
 
+PICKS = 6  # of a run with a range of budgets
+
+
 @dataclass(frozen=True)
 class Point:
     """A strategy that was measured on all images and is within its run's budget."""
 
     agent: str
     seed: int
-    budget: str
     run: str
     episode: int
-    best: bool  # of its run, by reward
     ratio: float  # of the original's cost, on the axis of the front
     search_accuracy: float
     costs: Mapping[str, float | None]
     strategy: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What a run delivers within a budget: of its strategies the best one, by reward."""
+
+    budget: str
+    point: Point
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class Pareto:
     accuracy: float  # and its search accuracy, the mean over runs
     reference: tuple[float, float]  # cost ratio and accuracy, the worst corner of the hypervolume
     points: tuple[Point, ...]
+    picks: tuple[Pick, ...]
 
     @property
     def front(self) -> tuple[Point, ...]:
@@ -95,9 +105,10 @@ class Pareto:
 
     def _curve(self, agent: str, points: Sequence[Point]) -> Curve:
         budgets: dict[str, list[Point]] = {}
-        for point in points:
-            budgets.setdefault(point.budget, []).append(point)
-        delivered = [_delivered([p for p in own if p.best]) for own in budgets.values()]
+        for pick in self.picks:
+            if pick.point.agent == agent:
+                budgets.setdefault(pick.budget, []).append(pick.point)
+        delivered = [_delivered(own) for own in budgets.values()]
         seeds = [
             seed
             for seed in sorted({p.seed for p in points})
@@ -160,17 +171,20 @@ def pareto(
         raise UserError(f"no finished run in {', '.join(repr(str(path)) for path in paths)}")
     networks = [_network(run, metric) for run in runs]
     must_agree(runs, networks, "fronts are of one network")
-    labels = labels_of(runs)
     original = networks[0][metric]
     accuracy = float(np.mean([run.best["baseline"]["search_accuracy"] for run in runs]))
     if reference is None:
         reference = 1.0, 1.0 / runs[0].provenance["classes"]
-    points = [
-        point
-        for run, label in zip(runs, labels, strict=True)
-        for point in _points(run, label, metric, original)
-    ]
-    return Pareto(metric, original, accuracy, reference, tuple(points))
+    points: list[Point] = []
+    picks: list[Pick] = []
+    for run, label in zip(runs, labels_of(runs), strict=True):
+        budget = run.config.budget
+        agent = f"{label}, {budget.label}" if isinstance(budget.ratio, tuple) else label
+        lines = _lines(run)
+        own = [_point(run, agent, line, metric, original) for line in lines]
+        points += own
+        picks += _picks(run, lines, own)
+    return Pareto(metric, original, accuracy, reference, tuple(points), tuple(picks))
 
 
 def _network(run: Run, metric: str) -> dict[str, Any]:
@@ -187,27 +201,40 @@ def _network(run: Run, metric: str) -> dict[str, Any]:
     }
 
 
-def _points(run: Run, label: str, metric: str, original: float) -> list[Point]:
-    lines, best, budget = run.lines(), run.best["episode"], run.config.budget
+def _lines(run: Run) -> list[dict[str, Any]]:
+    """Of the strategies that count."""
+    lines = run.lines()
     if run.config.agent["name"] in HANDCRAFTED:
         lines = lines[-1:]  # its first episode is the uniform strategy
-        best = lines[0]["episode"]
-    return [
-        Point(
-            label,
-            run.config.seed,
-            f"{budget.metric} {budget.ratio or budget.limit:g}",
-            run.path.name,
-            line["episode"],
-            line["episode"] == best,
-            line[metric] / original,
-            line["search_accuracy"],
-            {name: line[name] for name in METRICS},
-            line["strategy"],
-        )
-        for line in lines
-        if Outcome.from_line(line).can_be_best
-    ]
+    return [line for line in lines if Outcome.from_line(line).can_be_best]
+
+
+def _point(run: Run, agent: str, line: Mapping[str, Any], metric: str, original: float) -> Point:
+    return Point(
+        agent,
+        run.config.seed,
+        run.path.name,
+        line["episode"],
+        line[metric] / original,
+        line["search_accuracy"],
+        {name: line[name] for name in METRICS},
+        line["strategy"],
+    )
+
+
+def _picks(run: Run, lines: Sequence[Mapping[str, Any]], points: Sequence[Point]) -> Iterator[Pick]:
+    """Within the run's budget; where that is a range, within several of it."""
+    budget = run.config.budget
+    limits = {budget.label: float("inf")}
+    if isinstance(budget.ratio, tuple):
+        whole = run.best["baseline"][budget.metric]
+        ratios = np.linspace(*budget.ratio, PICKS + 1)[1:]  # hardly any is within the least
+        limits = {f"{ratio:.3g}": float(ratio * whole) for ratio in ratios}
+    for label, limit in limits.items():
+        within = [n for n, line in enumerate(lines) if line[budget.metric] <= limit]
+        if within:
+            best = max(within, key=lambda n: (lines[n]["reward"], -points[n].ratio))
+            yield Pick(f"{budget.metric} {label}", points[best])
 
 
 def tables(found: Pareto) -> dict[str, pd.DataFrame]:

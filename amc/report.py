@@ -109,7 +109,7 @@ def _of_run(run: Run) -> list[str]:
         times = f"{before['latency_ms']:.3f}", f"{after['latency_ms']:.3f}"
         rows.append(("latency, predicted, ms", *times, ratio))
     budget = config.budget
-    limit = f"{budget.ratio:g} of its" if budget.ratio is not None else f"{budget.limit:g}"
+    limit = budget.label + (" of its" if budget.ratio is not None else "")
     widths = {
         row["name"]: row["out_channels"]
         for row in pd.read_csv(run.path / "layers.csv").to_dict("records")
@@ -173,7 +173,7 @@ def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[str]:
     rows = []
     for run in runs:
         best, budget = run.best, run.config.budget
-        limit = f"{budget.metric} {budget.ratio or budget.limit:g}"
+        limit = f"{budget.metric} {budget.label}"
         cells = run.config.agent["name"], str(run.config.seed), limit
         ratio = f"{best['cost_ratios'][budget.metric]:.3f}"
         rows.append((*cells, str(best["episode"]), ratio, _percent(best)))
@@ -181,7 +181,8 @@ def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[str]:
     pictures = [_front(front)]
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(f"{run.config.budget.ratio or run.config.budget.limit:g}", []).append(run)
+        if not isinstance(run.config.budget.ratio, tuple):  # no best one to be compared
+            groups.setdefault(run.config.budget.label, []).append(run)
     for within, own in groups.items():
         found = _comparison(own)
         if found is not None:

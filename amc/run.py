@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from amc.config import Config, load_config, to_yaml
-from amc.cost.cost import Cost
+from amc.cost.cost import METRICS, Cost
 from amc.errors import UserError
 from amc.evaluate.evaluator import Outcome
 from amc.evaluate.rewards import Score
@@ -109,6 +109,29 @@ class Run:
             )
         value: dict[str, Any] = self._json("best.json")
         return value
+
+    def chosen(self, episode: int | None = None) -> dict[str, Any]:
+        """An episode as best.json has it; none: the best one.
+
+        Raises:
+            UserError: there is no such episode.
+        """
+        best = self.best
+        if episode is None:
+            return best
+        lines = self.lines()
+        if not 0 <= episode < len(lines):
+            raise UserError(
+                f"{str(self.path)!r} has no episode {episode}: they go from 0 to {len(lines) - 1}"
+            )
+        baseline = best["baseline"]
+        original = Cost(**{name: baseline[name] for name in METRICS})
+        ratios = Outcome.from_line(lines[episode]).cost.ratios(original)
+        return {**lines[episode], "baseline": baseline, "cost_ratios": ratios}
+
+    def folder(self, episode: int | None = None) -> Path:
+        """Where lies what comes of an episode, of the best one in the run itself."""
+        return self.path if episode is None else self.path / f"episode_{episode}"
 
     def _json(self, name: str) -> Any:
         try:

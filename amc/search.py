@@ -11,7 +11,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from torch import nn
 
 from amc.agents import Agent
 from amc.config import Config, load_config, parse_config
+from amc.cost.budget import Budget
 from amc.cost.device import DeviceProfile
 from amc.envs import ENV_ID
 from amc.errors import UserError
 from amc.evaluate.data import Dataset
 from amc.evaluate.evaluator import Evaluator, Outcome
 from amc.evaluate.inference import ImageSet
+from amc.evaluate.parallel import LocalMeasurers, RayMeasurers
 from amc.files import write_bytes
 from amc.plots import plot_search
 from amc.problem import Problem, weights_file
@@ -35,6 +38,7 @@ from amc.progress import Report, silent
 from amc.provenance import surroundings
 from amc.registry import lookup
 from amc.run import SCHEMA, Run
+from amc.spaces.base import Strategy
 
 # The base network's weights, kept in the run where they come from no file.
 BASE = "base.safetensors"
@@ -62,6 +66,8 @@ def search(
     dataset: Dataset | None = None,
     out: str | Path = "runs",
     name: str | None = None,
+    jobs: int = 1,
+    ray: str | None = None,
     report: Report = silent,
 ) -> SearchResult:
     """Search for the best strategy within the budget.
@@ -72,6 +78,9 @@ def search(
         dataset: your own data (`Dataset.from_arrays`), instead of the config's.
         out: the folder for runs; the run's directory is made in it.
         name: of the run's folder; the preset's by default.
+        jobs: strategies that are measured side by side, of agents that propose several at once;
+            they divide torch's threads between them. The journal does not depend on it.
+        ray: a Ray cluster's address (local: one on this machine) to measure on; none: processes.
         report: of progress.
 
     Raises:
@@ -96,7 +105,7 @@ def search(
             {key: value.contiguous() for key, value in problem.network.model.state_dict().items()}
         )
         write_bytes(path / BASE, state)
-    return _continue(run, problem, report)
+    return _continue(run, problem, jobs, ray, report)
 
 
 def resume(
@@ -104,6 +113,8 @@ def resume(
     *,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
+    jobs: int = 1,
+    ray: str | None = None,
     report: Report = silent,
 ) -> SearchResult:
     """Go on with a run. Its journal will be what it would have been without the stop.
@@ -119,7 +130,7 @@ def resume(
             f"`amc search {path}/config.yaml`"
         )
     run, problem = open_problem(path, model, dataset, report)
-    return _continue(run, problem, report)
+    return _continue(run, problem, jobs, ray, report)
 
 
 def open_problem(
@@ -172,7 +183,9 @@ def _reopened(
     return run, Problem.build(config, model, dataset, report, base, device)
 
 
-def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
+def _continue(
+    run: Run, problem: Problem, jobs: int, ray: str | None, report: Report
+) -> SearchResult:
     """The episodes that are left, the journal, the checkpoints, and what is derived from them."""
     for doubt in run.provenance.get("device_doubts", []):
         logging.getLogger("amc").warning("warning: the device profile: %s", doubt)
@@ -185,80 +198,105 @@ def _continue(run: Run, problem: Problem, report: Report) -> SearchResult:
     lines = run.lines()
     for line in lines:
         evaluator.remember(Outcome.from_line(line))
-    recorder = _Recorder(run, lines)
+    recorder = _Recorder(run, lines, evaluator)
     agent_class = lookup("agent", problem.config.agent["name"])
     options = {key: value for key, value in problem.config.agent.items() if key != "name"}
     exact = getattr(agent_class, "exact", False)  # it means its strategies as they are
     budget = replace(problem.budget, fill=problem.budget.fill and not exact)
-    env = gymnasium.make(ENV_ID, space=problem.space, budget=budget, evaluate=evaluator)
-    recorder("uniform", evaluator(env.get_wrapper_attr("bounds").uniform()))
+    env = gymnasium.make(
+        ENV_ID,
+        space=problem.space,
+        budget=budget,
+        evaluate=recorder.evaluate,
+        announce=recorder.announce,
+    )
     agent: Agent = agent_class(
         env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
     )
+    recorder.phase_of = agent.phase_of
+    recorder.evaluate(env.get_wrapper_attr("bounds").uniform(), evaluator.budget)
     state = run.load_checkpoint()
     if state is not None and 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
         agent.load_state(state)
         recorder.number = 1 + agent.episodes_done
-    # the environment's outcome is written before the agent learns from it: the journal is never
-    # behind a checkpoint
-    env = _Journaled(env, lambda outcome: recorder(agent.phase_of(recorder.number - 1), outcome))
-    agent.set_env(env)
 
     def after_episode() -> None:
         run.save_checkpoint(agent.state())
         best = recorder.best
-        what = f"searching | best {100 * best['search_accuracy']:.2f}%" if best else "searching"
+        what = f"searching | best {100 * best.score.accuracy:.2f}%" if best else "searching"
         report(what, agent.episodes_done, agent.episodes)
 
-    with evaluator.clock("agent"):
+    if problem.config.agent.get("envs") == 1 and (jobs > 1 or ray is not None):
+        name = problem.config.agent["name"]
+        logging.getLogger("amc").warning(
+            "warning: %s walks one episode at a time, so nothing is measured side by side: "
+            "agent.envs=%d lets it walk more",
+            name,
+            max(jobs, 2),
+        )
+    with _measurers(evaluator, jobs, ray), evaluator.clock("agent"):
         agent.run(after_episode)
     best = run.write_best(evaluator.baseline, evaluator.original)
     plot_search(run.lines(), best, run.path / "search.png")
     return SearchResult(run, problem, best)
 
 
+@contextmanager
+def _measurers(evaluator: Evaluator, jobs: int, ray: str | None) -> Iterator[None]:
+    """Let an evaluator measure side by side."""
+    if jobs == 1 and ray is None:
+        yield
+        return
+    measurers = (
+        LocalMeasurers(evaluator, jobs) if ray is None else RayMeasurers(evaluator, jobs, ray)
+    )
+    evaluator.measurers = measurers
+    try:
+        yield
+    finally:
+        evaluator.measurers = None
+        measurers.close()
+
+
 class _Recorder:
-    """Writes outcomes to the journal; a resumed run must repeat what is there already."""
+    """Stands between the environment and the evaluator: writes every outcome to the journal before
+    the agent learns from it, so that the journal is never behind a checkpoint. A resumed run must
+    repeat what is there already.
+    """
 
-    def __init__(self, run: Run, lines: list[dict[str, Any]]) -> None:
-        self.run, self.lines = run, lines
-        self.number = 0
-        self.best: dict[str, Any] | None = None
-        for line in lines:
-            self._consider(line)
+    def __init__(self, run: Run, lines: list[dict[str, Any]], evaluator: Evaluator) -> None:
+        self.run, self.evaluator = run, evaluator
+        self.outcomes = [Outcome.from_line(line) for line in lines]  # of the journal
+        self.number = 0  # of the next one
+        self.phase_of: Callable[[int], str] = lambda episode: ""
+        self.best: Outcome | None = None
+        for outcome in self.outcomes:
+            self._consider(outcome)
 
-    def __call__(self, phase: str, outcome: Outcome) -> None:
-        if self.number < len(self.lines):
-            if self.lines[self.number]["strategy"] != outcome.strategy:
+    def announce(self, batch: list[tuple[Strategy, Budget]], first: int) -> None:
+        """What is measured next; the uniform strategy came before the first episode."""
+        self.evaluator.together(batch, self.outcomes[: 1 + first])
+
+    def evaluate(self, strategy: Strategy, budget: Budget) -> Outcome:
+        outcome = self.evaluator(strategy, budget)
+        if self.number < len(self.outcomes):
+            if self.outcomes[self.number].strategy != outcome.strategy:
                 raise UserError(
                     f"{str(self.run.path)!r}: episode {self.number} comes out otherwise than in "
                     "its journal: packages, data or "
                     "weights have changed since"
                 )
         else:
+            phase = "uniform" if self.number == 0 else self.phase_of(self.number - 1)
             self.run.append(self.number, phase, outcome)
-            self._consider(outcome.as_line())
+            self.outcomes.append(outcome)
+            self._consider(outcome)
         self.number += 1
+        return outcome
 
-    def _consider(self, line: Mapping[str, Any]) -> None:
-        if Outcome.from_line(line).can_be_best and (
-            self.best is None or line["reward"] > self.best["reward"]
-        ):
-            self.best = dict(line)
-
-
-class _Journaled(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Hands every episode's outcome on."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any], record: Any) -> None:
-        super().__init__(env)
-        self._record = record
-
-    def step(self, action: Any) -> Any:
-        result = super().step(action)
-        if "outcome" in result[4]:
-            self._record(result[4]["outcome"])
-        return result
+    def _consider(self, outcome: Outcome) -> None:
+        if outcome.can_be_best and (self.best is None or outcome.reward > self.best.reward):
+            self.best = outcome
 
 
 def _memorised(problem: Problem, evaluator: Evaluator) -> str | None:

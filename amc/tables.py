@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the command line starts without torch
     from amc.compare import Comparison
     from amc.cost.device import DeviceProfile
     from amc.network.layers import LayerTable
-    from amc.pareto import Standing
+    from amc.pareto import Pareto, Standing
     from amc.sweep import Sweep
 
 
@@ -106,6 +106,18 @@ def sweep(found: Sweep) -> Table:
         total = "" if one.total is None else f" of {one.total}"
         best = "" if one.accuracy is None else percent(one.accuracy)
         shown.add_row(one.name, str(one.config.seed), f"{one.episodes}{total}", best, one.state)
+    return shown
+
+
+def picks(found: Pareto) -> Table:
+    """What one run delivers within each budget, and in which episode."""
+    shown = Table()
+    for column in ("within", f"{found.metric} ratio", "search accuracy", "episode"):
+        shown.add_column(column, justify="left" if column == "within" else "right")
+    for pick in found.picks:
+        point = pick.point
+        ratio, accuracy = f"{point.ratio:.3f}", percent(point.search_accuracy)
+        shown.add_row(pick.budget, ratio, accuracy, str(point.episode))
     return shown
 
 

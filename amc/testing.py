@@ -206,7 +206,7 @@ def _check_budget(space: CompressionSpace) -> None:
 def walk(space: CompressionSpace, budget: Budget, act: Callable[[], float]) -> dict[str, int]:
     """One episode of the environment without measuring anything: the strategy that it ends with."""
 
-    def unmeasured(strategy: Strategy) -> Outcome:
+    def unmeasured(strategy: Strategy, budget: Budget) -> Outcome:
         return Outcome(
             dict(strategy), (), Score(0.0, 0.0, 0.0), space.cost(strategy), 0.0, True, 0.0
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+from amc.cluster import LOCAL, connect
 from amc.errors import UserError, first_line
 
 
@@ -120,29 +122,21 @@ class RayWorkers:
 
     jobs: int
     threads: int
-    address: str | None = None  # of a cluster; none: one of its own, on this machine
+    address: str = LOCAL
     gpus: float = 0.0  # a run
     _shelves: dict[Path, Any] = field(default_factory=dict)
     _running: dict[Any, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise UserError("Ray is not installed: pip install 'amc-compression[ray]'") from None
         self._numbers = itertools.count()
-        self._ray: Any = ray
-        options: dict[str, Any] = {"address": self.address} if self.address else {}
-        if not self.address:
-            options["num_cpus"] = self.jobs * self.threads
-            options["include_dashboard"] = False
-        ray.init(log_to_driver=False, logging_level="error", **options)
+        self._ray = connect(self.address, self.jobs * self.threads)
         resources = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": 0}
-        self._task = ray.remote(**resources)(_on_ray)
+        self._task = self._ray.remote(**resources)(_on_ray)
 
     def start(self, task: Task) -> int:
         number = next(self._numbers)
-        reference = self._task.remote(task, self.threads, self._shelf(task.folder))
+        shelf = self._shelf(task.folder)
+        reference = self._task.remote(task, self.threads, shelf, sys.path)
         self._running[reference] = number
         return number
 
@@ -198,10 +192,11 @@ class Shelf:
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
 
-def _on_ray(task: Task, threads: int, shelf: Any) -> str:
+def _on_ray(task: Task, threads: int, shelf: Any, paths: list[str]) -> str:
     """On a worker: a run in a folder of its own, whose files go to the shelf."""
     import ray
 
+    sys.path += [path for path in paths if path not in sys.path]  # a user's own modules
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path, sent = None, dict[Path, bytes]()

@@ -4,7 +4,8 @@ strategy within the budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -56,14 +57,18 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     | 9   | MACs of the layers still to come, likewise         |
     | 10  | the previous executed keep ratio                   |
 
-    In a space with decisions of several kinds (channels and ranks, say) it is `(12,)`: the kind of
-    the decision comes first.
+    In a space with decisions of several kinds (channels and ranks, say) the kind of the decision
+    comes first. Where the budget is a range, the budget of the episode, as a part of the original's
+    cost, comes last. Each makes it one longer.
 
     ## Rewards
     0 until the last decision, then the configured reward of the outcome (`amc.evaluate.rewards`).
 
     ## Starting State
-    The first decision of the untouched network. Always the same.
+    The first decision of the untouched network. Always the same, but for the budget where it is a
+    range: it follows from the number of the episode, which counts from 0.
+    `reset(options={"episode": 7, "stride": 2})` is the start of the seventh, and two are from one
+    reset to the next.
 
     ## Episode Termination
     After the last decision. `info["outcome"]` then holds the `Outcome`.
@@ -72,8 +77,10 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     Never.
 
     ## Arguments
-    `gymnasium.make("amc/Compression-v0", space=..., budget=..., evaluate=...)`: an action space
-    bound to a network, a budget, and a function from a strategy to its outcome.
+    `gymnasium.make("amc/Compression-v0", space=..., budget=..., evaluate=..., announce=...)`: an
+    action space bound to a network, a budget, a function from a strategy and its budget to the
+    outcome, and, where strategies can be measured side by side, one that takes those that come
+    next, each with its budget, and the number of the first one's episode.
 
     ## Version History
     * v0: initial version
@@ -82,11 +89,19 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
     metadata = {"render_modes": []}
 
     def __init__(
-        self, space: CompressionSpace, budget: Budget, evaluate: Callable[[Strategy], Outcome]
+        self,
+        space: CompressionSpace,
+        budget: Budget,
+        evaluate: Callable[[Strategy, Budget], Outcome],
+        announce: Callable[[list[tuple[Strategy, Budget]], int], None] | None = None,
     ) -> None:
-        self.space, self.evaluate = space, evaluate
-        self.bounds = Bounds.of(space, budget)
-        self._observe = Observer(space.decisions, space.network.table)
+        self.space, self._evaluate, self._announce = space, evaluate, announce
+        self.bounds = Bounds.of(space, budget)  # of any episode
+        self._within = self.bounds  # of this one
+        self._episode, self._stride = -1, 1
+        self._whole = space.cost({})[budget.metric]
+        self.budgets_differ = budget.least is not None
+        self._observe = Observer(space.decisions, space.network.table, self.budgets_differ)
         features = len(self._observe.features)
         self.observation_space = spaces.Box(0.0, 1.0, (features,), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
@@ -98,6 +113,10 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
         super().reset(seed=seed)
+        options = options or {}
+        self._episode = options.get("episode", self._episode + self._stride)
+        self._stride = options.get("stride", self._stride)
+        self._within = self.bounds.of_episode(self._episode)
         self._strategy, self._wanted, self._ratio = {}, {}, 1.0
         return self._observation(), {}
 
@@ -108,7 +127,7 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         choice = (
             self.space.decode(self.bounds.decisions[decision.name], wanted)
             if fill
-            else self.bounds.choose(self._strategy, decision, wanted)
+            else self._within.choose(self._strategy, decision, wanted)
         )
         self._strategy[decision.name] = choice
         self._ratio = self.space.encode(decision, choice)
@@ -117,12 +136,35 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         reward = 0.0
         if done:
             if fill:
-                self._strategy = self.bounds.scaled(self._wanted)
+                self._strategy = self._within.scaled(self._wanted)
             info["executed_ratios"] = self.space.ratios(self._strategy)
-            outcome = self.evaluate(self._strategy)
+            outcome = self._evaluate(self._strategy, self._within.budget)
             reward, info["outcome"] = outcome.reward, outcome
         return self._observation(), reward, done, False, info
 
+    def announce(self, episodes: Sequence[FloatArray], first: int) -> None:
+        """Say which episodes come next, so that their strategies can be measured side by side.
+
+        Args:
+            episodes: the actions of each, (decisions,).
+            first: the number of the first one.
+        """
+        if self._announce is None:
+            return
+        batch: list[tuple[Strategy, Budget]] = []
+        for number, actions in enumerate(episodes, first):
+            within = self.bounds.of_episode(number)
+            wanted = [float(action) for action in np.clip(np.asarray(actions, np.float32), 0, 1)]
+            batch.append((within.executed(wanted), within.budget))
+        self._announce(batch, first)
+
+    def twin(self) -> CompressionEnv:
+        """Another environment for the same problem, with an episode of its own."""
+        other = copy.copy(self)
+        other.reset()
+        return other
+
     def _observation(self) -> FloatArray:
         macs = self.space.resize(self._strategy).macs
-        return self._observe(len(self._strategy), macs, self._ratio)
+        budget = self._within.budget.limit / self._whole
+        return self._observe(len(self._strategy), macs, self._ratio, budget)

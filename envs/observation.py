@@ -29,16 +29,24 @@ FEATURES = STATIC_FEATURES + DYNAMIC_FEATURES
 """t, n, c, h, w, stride, k, MACs of the decision's layers; MACs removed so far, MACs still to come,
 the previous action.
 """
+BUDGET = "budget"
+"""The budget of the episode, where each has its own."""
 
 
 class Observer:
     """Computes observations. Static features are scaled to [0, 1] over the decisions (a constant
-    one is 0), MACs by the network's. Where decisions are of several kinds, the kind comes first.
+    one is 0), MACs by the network's. Where decisions are of several kinds, the kind comes first;
+    where budgets differ, the budget comes last.
     """
 
-    def __init__(self, decisions: Sequence[Decision], table: LayerTable) -> None:
+    def __init__(
+        self, decisions: Sequence[Decision], table: LayerTable, budgets_differ: bool = False
+    ) -> None:
         kinds = sorted({decision.kind for decision in decisions})
         self.features = ("kind", *FEATURES) if len(kinds) > 1 else FEATURES
+        self._budgets_differ = budgets_differ
+        if budgets_differ:
+            self.features = (*self.features, BUDGET)
         layers = table.by_name
         self._macs = np.array(
             [sum(layers[name].macs for name in d.layers) for d in decisions], dtype=np.float64
@@ -54,7 +62,9 @@ class Observer:
         self._static = np.where(span > 0, (raw - low) / np.where(span > 0, span, 1), 0.0)
         self._total = table.macs
 
-    def __call__(self, index: int, macs_now: int, previous_ratio: float) -> FloatArray:
+    def __call__(
+        self, index: int, macs_now: int, previous_ratio: float, budget: float = 1.0
+    ) -> FloatArray:
         """The observation (features,) before decision ``index``; after the last one, the features
         of the last decision are repeated.
 
@@ -62,9 +72,11 @@ class Observer:
             index: which decision comes next.
             macs_now: MACs with the decisions so far, the rest untouched.
             previous_ratio: the last executed keep ratio (1 before the first).
+            budget: the episode's, as a part of the original's cost.
         """
         row = self._static[min(index, len(self._static) - 1)]
         reduced = 1 - macs_now / self._total
         rest = min(1.0, self._macs[index + 1 :].sum() / self._total)
-        features = np.array([*row, reduced, rest, previous_ratio], dtype=np.float32)
+        last = (budget,) if self._budgets_differ else ()
+        features = np.array([*row, reduced, rest, previous_ratio, *last], dtype=np.float32)
         return np.asarray(np.clip(features, 0, 1), dtype=np.float32)

@@ -77,7 +77,7 @@ class Toy(gymnasium.Env[Any, Any]):
         rewards: list[float] = []
 
         class Outcome:
-            def __init__(self, strategy: dict[str, int]) -> None:
+            def __init__(self, strategy: dict[str, int], budget: Budget) -> None:
                 own = np.array([space.encode(d, strategy[d.name]) for d in space.decisions])
                 self.reward = -float(np.mean((own - best) ** 2))
                 rewards.append(self.reward)

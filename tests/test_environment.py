@@ -22,7 +22,7 @@ from amc.spaces.base import Strategy
 def make(name: str = "resnet20", ratio: float = 0.5, fill: bool = False) -> gymnasium.Env:
     space = zoo_space(name)
 
-    def measure(strategy: Strategy) -> Outcome:
+    def measure(strategy: Strategy, budget: Budget) -> Outcome:
         cost = space.cost(strategy)
         return Outcome(dict(strategy), (), Score(0.5, 1.0, 0.0), cost, -0.5, True, 0.0)
 

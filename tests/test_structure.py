@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     ["amc", "amc.errors", "amc.progress"],
-    ["amc.registry", "amc.files"],
+    ["amc.registry", "amc.files", "amc.cluster"],
     ["amc.network"],
     ["amc.cost"],
     ["amc.runtime"],

@@ -75,6 +75,8 @@ def pareto(
         "front": [asdict(point) for point in found.front],
         "hypervolume": [asdict(row) for row in rows],
     }
+    if len({point.run for point in found.points}) == 1 and not as_json:
+        out.print(tables.picks(found))
     print_result(tables.hypervolumes(rows), summary, as_json)
     if not as_json:
         cost, accuracy = found.reference

@@ -11,6 +11,11 @@ from amc import tables
 from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
 from amc.progress import ConsoleReport
 
+Episode = Annotated[
+    int | None,
+    typer.Option(min=0, help="whose strategy it is, as `amc pareto` names them; else the best"),
+]
+
 
 @app.command()
 def evaluate(
@@ -36,6 +41,7 @@ def evaluate(
 def finetune(
     run: Path,
     overrides: Overrides = None,
+    episode: Episode = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="its folder; by default finetune in the run")
     ] = None,
@@ -52,11 +58,11 @@ def finetune(
     report = ConsoleReport(err).listen()
     try:
         result = finetuning.finetune(
-            run, overrides or [], to=to, report=report, tensorboard=tensorboard
+            run, overrides or [], episode=episode, to=to, report=report, tensorboard=tensorboard
         )
     except KeyboardInterrupt:
         report.close()
-        where = "" if to is None else f" --out {to}"
+        where = _of(episode) + ("" if to is None else f" --out {to}")
         raise Interrupted(f"stopped; go on with: amc finetune {run}{where}") from None
     if not result.first:  # of several processes one speaks
         return
@@ -64,7 +70,7 @@ def finetune(
     print_result(tables.finetuned(metrics), {"path": str(result.path), **metrics}, as_json)
     if not as_json:
         out.print(f"fine-tuned: [bold]{result.path}[/]", soft_wrap=True, highlight=False)
-        where = "" if to is None else f" --finetuned {to}"
+        where = _of(episode) + ("" if to is None else f" --finetuned {to}")
         out.print(f"next: amc export {run}{where}", soft_wrap=True, highlight=False)
 
 
@@ -74,6 +80,7 @@ def export(
     formats: Annotated[
         str, typer.Option("--format", help="comma-separated: safetensors, onnx, pt2")
     ] = "safetensors,onnx,pt2",
+    episode: Episode = None,
     finetuned: Annotated[
         Path | None, typer.Option(help="of `amc finetune --out`; by default finetune in the run")
     ] = None,
@@ -82,9 +89,12 @@ def export(
     torch.export program, metrics.json, and a model card.
     """
     from amc import export as exporting
+    from amc.run import Run
 
     report = ConsoleReport(err)
-    metrics = exporting.export(run, formats.split(","), finetuned=finetuned, report=report)
+    metrics = exporting.export(
+        run, formats.split(","), episode=episode, finetuned=finetuned, report=report
+    )
     table = tables.comparison()
     for stage in ("", "finetuned_"):
         if (accuracy := metrics[f"{stage}test_accuracy"]) is not None:
@@ -94,10 +104,14 @@ def export(
     tables.add_measured(table, metrics["measured_latency_ms"])
     out.print(table)
     out.print(
-        f"exported to [bold]{run / 'export'}[/] (README.md is its model card)",
+        f"exported to [bold]{Run(run).folder(episode) / 'export'}[/] (README.md is its model card)",
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _of(episode: int | None) -> str:
+    return "" if episode is None else f" --episode {episode}"
 
 
 @app.command()

@@ -13,6 +13,18 @@ from amc import tables
 from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
 from amc.progress import Board, ConsoleReport
 
+SideBySide = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="strategies measured side by side, where the agent proposes several (td3, ddpg and "
+        "sac: agent.envs of them)",
+    ),
+]
+Ray = Annotated[
+    str | None, typer.Option(help="a Ray cluster's address; local: one on this machine")
+]
+
 
 @app.command("ls")
 def list_names() -> None:
@@ -59,6 +71,8 @@ def search(
     preset: str,
     overrides: Overrides = None,
     to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
+    jobs: SideBySide = 1,
+    ray: Ray = None,
     as_json: Json = False,
 ) -> None:
     """Search: one run of a preset or a config file. Ctrl-C loses nothing."""
@@ -68,7 +82,7 @@ def search(
     name, config = load_config(preset, overrides or [])
     report = ConsoleReport(err).listen()
     try:
-        result = searching.search(config, out=to, name=name, report=report)
+        result = searching.search(config, out=to, name=name, jobs=jobs, ray=ray, report=report)
     except KeyboardInterrupt:
         report.close()
         raise Interrupted(how_to_resume(to / name)) from None
@@ -76,13 +90,13 @@ def search(
 
 
 @app.command()
-def resume(run: Path, as_json: Json = False) -> None:
+def resume(run: Path, jobs: SideBySide = 1, ray: Ray = None, as_json: Json = False) -> None:
     """Go on with a run that was stopped."""
     from amc import search as searching
 
     report = ConsoleReport(err).listen()
     try:
-        result = searching.resume(run, report=report)
+        result = searching.resume(run, jobs=jobs, ray=ray, report=report)
     except KeyboardInterrupt:
         report.close()
         raise Interrupted(how_to_resume(run)) from None
@@ -97,9 +111,7 @@ def sweep(
     ] = None,
     to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time")] = None,
-    ray: Annotated[
-        str | None, typer.Option(help="a Ray cluster's address; local: one on this machine")
-    ] = None,
+    ray: Ray = None,
     gpus: Annotated[float, typer.Option(min=0, help="for each run, of Ray's")] = 0.0,
     as_json: Json = False,
 ) -> None:
@@ -114,7 +126,7 @@ def sweep(
 
     make: Callable[[int, int], Workers] = LocalWorkers
     if ray is not None:
-        make = partial(RayWorkers, address=None if ray == "local" else ray, gpus=gpus)
+        make = partial(RayWorkers, address=ray, gpus=gpus)
     board = Board(err, tables.sweep)
     try:
         found = sweeping.sweep(
@@ -176,4 +188,6 @@ def _closing(result: Any, as_json: bool) -> None:
             soft_wrap=True,
         )
         after = f"next: amc finetune {run.path}, then amc export {run.path}"
+        if isinstance(run.config.budget.ratio, tuple):
+            after = f"next: amc pareto {run.path}, then amc finetune {run.path} --episode N"
         out.print(after, highlight=False, soft_wrap=True)

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amc.cost.cost import Cost, Metric
 from amc.errors import UserError
 
+GOLDEN = (5**0.5 - 1) / 2
+AT_END = 0.05  # of the episodes of a range, at each of its ends
+
 
 @dataclass(frozen=True)
 class Budget:
-    """A network is within budget when its cost in ``metric`` is at most ``limit``."""
+    """A network is within budget when its cost in ``metric`` is at most ``limit``; or, of a range,
+    within the budget of its episode, which is between ``least`` and ``limit``.
+    """
 
     metric: Metric
     limit: float
     fill: bool = False  # whether episodes are scaled to use all of it
+    least: float | None = None  # of a range
 
     @classmethod
     def of(
         cls,
         metric: Metric,
         original: Cost,
-        ratio: float | None = None,
+        ratio: float | tuple[float, float] | None = None,
         limit: float | None = None,
         fill: bool = False,
     ) -> Budget:
-        """A budget as a ratio of the original's cost, or as an absolute value.
+        """A budget as a ratio of the original's cost, or as an absolute value; two ratios are a
+        range.
 
         Raises:
             UserError: not exactly one of the two is given, or it is out of range.
         """
         if (ratio is None) == (limit is None):
             raise UserError("a budget takes either a ratio or a limit")
+        if isinstance(ratio, tuple):
+            low, high = (cls.of(metric, original, one, fill=fill) for one in ratio)
+            return replace(high, least=low.limit)
         if ratio is not None:
             if not 0 < ratio <= 1:
                 raise UserError(f"budget.ratio is {ratio}: it must be above 0 and at most 1")
@@ -41,6 +51,18 @@ class Budget:
         if limit <= 0:
             raise UserError(f"budget.limit is {limit}: it must be above 0")
         return cls(metric, limit, fill)
+
+    def of_episode(self, number: int) -> Budget:
+        """The budget of one episode: of a range, the ``number``-th of a sequence that spreads
+        evenly wherever it ends (multiples of the golden ratio, modulo 1), from the middle on; a
+        tenth of them are at the two ends.
+        """
+        if self.least is None:
+            return self
+        place = (0.5 + number * GOLDEN) % 1
+        place = min(1.0, max(0.0, (place - AT_END) / (1 - 2 * AT_END)))
+        limit = (1 - place) * self.least + place * self.limit  # exact at the ends
+        return replace(self, limit=limit, least=None)
 
     def allows(self, cost: Cost) -> bool:
         return cost[self.metric] <= self.limit
@@ -51,11 +73,12 @@ class Budget:
         Raises:
             UserError: with the smallest value that can be reached.
         """
-        if not self.allows(smallest):
+        wanted = self.limit if self.least is None else self.least
+        if smallest[self.metric] > wanted:
             least, whole = smallest[self.metric], original[self.metric]
             digits = 6 if self.metric == "latency_ms" else 10
             raise UserError(
-                f"the budget of {self.limit:.{digits}g} {self.metric} cannot be reached: the "
+                f"the budget of {wanted:.{digits}g} {self.metric} cannot be reached: the "
                 f"smallest possible is {least:.{digits}g} (ratio {least / whole:.4f})"
             )
 

@@ -5,9 +5,9 @@ never measured twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -82,17 +82,54 @@ class Outcome:
         )
 
 
+_Key = tuple[int, ...]
+_WAITING = "waiting"  # for others to measure
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What a candidate must not be worse than."""
+
+    outcome: Outcome
+    values: Tensor  # of each image what `per_image` gives, (images, 3)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A strategy to be measured."""
+
+    strategy: Strategy
+    budget: Budget
+    rival: Rival | None = None  # none: it is measured on all images
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out, and of each image what `per_image` gives: of as many as it took."""
+
+    outcome: Outcome
+    values: Tensor
+
+
+class Measurers(Protocol):
+    """Measure candidates side by side (`amc.evaluate.parallel`)."""
+
+    def measure(self, candidates: Sequence[Candidate]) -> Iterator[Measured]:
+        """In their order."""
+
+
 class Evaluator:
-    """Measures strategies of one space on one set of images, against one budget.
+    """Measures strategies of one space on one set of images, against a budget.
 
     Args:
         space: whose strategies are measured.
         images: to measure on.
-        budget: what they must keep.
+        budget: what they must keep, where a call names no other.
         reward: of a score and a cost.
         precision: auto, fp32 or bf16.
-        racing: the confidence with which a strategy must be worse than the best one so far for its
-            measurement to be stopped (`amc.evaluate.racing`); None measures all on all images.
+        racing: the confidence with which a strategy must be worse than the best one so far within
+            its budget for its measurement to be stopped (`amc.evaluate.racing`); None measures all
+            on all images.
     """
 
     def __init__(
@@ -111,10 +148,13 @@ class Evaluator:
         self.racing = racing
         self.original = space.cost({})
         self.clock = space.clock
+        self.measurers: Measurers | None = None  # for `together`
         self._size = space.network.table.activations.batch_size()
-        self._outcomes: dict[tuple[int, ...], Outcome] = {}
-        self._leader: Outcome | None = None
-        self._leader_values: Tensor | None = None  # per image
+        self._outcomes: dict[_Key, Outcome] = {}
+        self._ahead: set[_Key] = set()  # measured by `together`, and not asked for yet
+        self._rivals: list[Outcome] = []
+        self._frozen = False  # whether `together` has named the rivals
+        self._values: dict[_Key, Tensor] = {}  # of those that may be rivals
         self.precision_note = ""
         self._bf16 = self._choose(precision)
 
@@ -148,66 +188,138 @@ class Evaluator:
 
     def remember(self, outcome: Outcome) -> None:
         """Take over an outcome that was measured before (a resumed run)."""
-        self._outcomes[tuple(outcome.strategy.values())] = outcome
-        if outcome.can_be_best and (self._leader is None or outcome.reward > self._leader.reward):
-            self._leader, self._leader_values = outcome, None
+        self._outcomes[_key(outcome.strategy)] = outcome
+        if not self._frozen:
+            self._rivals.append(outcome)
 
-    def __call__(self, strategy: Strategy) -> Outcome:
+    def __call__(self, strategy: Strategy, budget: Budget | None = None) -> Outcome:
         """Measure a strategy; one that was measured before is not measured again."""
         start = time.perf_counter()
+        budget = budget or self.budget
         full = self.space.complete(strategy)
-        known = self._outcomes.get(tuple(full.values()))
-        if known is not None:
-            seconds = time.perf_counter() - start
-            return replace(known, seconds=seconds, profile=self.clock.take())
-        cost = self.space.cost(full)
-        values = self._measure(full, cost)
-        measured, stopped = mean_score(values), None
+        key = _key(full)
+        known = self._outcomes.get(key)
+        if known is None:
+            candidate = Candidate(full, budget, self._rival(budget))
+            measured = self.measure(candidate)
+            self._keep(measured, candidate)
+            return measured.outcome
+        profile = self.clock.take()
+        profile.pop(_WAITING, None)  # its parts are known
+        if key in self._ahead:
+            self._ahead.remove(key)
+            return replace(known, profile={**profile, **known.profile})
+        seconds = time.perf_counter() - start
+        return replace(self._judged(known, budget), seconds=seconds, profile=profile)
+
+    def together(self, batch: Iterable[tuple[Strategy, Budget]], walked: Sequence[Outcome]) -> None:
+        """Say which strategies will be asked for next. From now on candidates race only against
+        what was ``walked`` before: so it makes no difference how many are measured side by side,
+        or in which order.
+        """
+        self._rivals, self._frozen = list(walked), True
+        if self.measurers is None:
+            return
+        candidates: dict[_Key, Candidate] = {}
+        for strategy, budget in batch:
+            full = self.space.complete(strategy)
+            if _key(full) not in self._outcomes:
+                candidate = Candidate(full, budget, self._rival(budget))
+                candidates.setdefault(_key(full), candidate)
+        if not candidates:
+            return
+        start = time.perf_counter()
+        with self.clock(_WAITING):
+            results = list(self.measurers.measure(list(candidates.values())))
+        share = (time.perf_counter() - start) / len(results)
+        for measured, candidate in zip(results, candidates.values(), strict=True):
+            parts = measured.outcome.profile
+            scale = share / max(sum(parts.values()), 1e-9)
+            profile = {part: seconds * scale for part, seconds in parts.items()}
+            outcome = replace(measured.outcome, seconds=share, profile=profile)
+            self._keep(Measured(outcome, measured.values), candidate)
+            self._ahead.add(_key(outcome.strategy))
+
+    def measure(self, candidate: Candidate) -> Measured:
+        """Measure a candidate, whatever is known of it; nothing is remembered."""
+        start = time.perf_counter()
+        strategy = self.space.complete(candidate.strategy)
+        cost = self.space.cost(strategy)
+        values = self._race(candidate, strategy, cost)
+        score, stopped = mean_score(values), None
         if len(values) < len(self.images.labels):
-            assert self._leader is not None and self._leader_values is not None
-            stopped = len(values)
-            measured = estimate(values, self._leader_values[:stopped], self._leader.score)
+            assert candidate.rival is not None
+            stopped, rival = len(values), candidate.rival
+            score = estimate(values, rival.values[:stopped], rival.outcome.score)
         outcome = Outcome(
-            full,
-            self.space.ratios(full),
-            measured,
+            strategy,
+            self.space.ratios(strategy),
+            score,
             cost,
-            self._reward(cost)(measured),
-            self.budget.allows(cost),
+            self._reward(cost, candidate.budget)(score),
+            candidate.budget.allows(cost),
             time.perf_counter() - start,
             self.clock.take(),
             stopped,
         )
+        return Measured(outcome, values)
+
+    def _keep(self, measured: Measured, candidate: Candidate) -> None:
+        """Remember what was measured; the values of what later ones may race against, too."""
+        outcome, rival = measured.outcome, candidate.rival
+        better = rival is None or outcome.reward > rival.outcome.reward
+        if self.racing is not None and outcome.can_be_best and better:
+            self._values[_key(outcome.strategy)] = measured.values
         self.remember(outcome)
-        if self._leader is outcome:
-            self._leader_values = values
-        return outcome
 
-    def _reward(self, cost: Cost) -> Callable[[Score], float]:
-        return lambda score: self.reward(score, cost, self.original, self.budget)
+    def _judged(self, outcome: Outcome, budget: Budget) -> Outcome:
+        """What an outcome that was measured within one budget is worth within another."""
+        reward = self._reward(outcome.cost, budget)(outcome.score)
+        return replace(outcome, reward=reward, feasible=budget.allows(outcome.cost))
 
-    def _measure(self, strategy: Strategy, cost: Cost, whole: bool = False) -> Tensor:
+    def _reward(self, cost: Cost, budget: Budget) -> Callable[[Score], float]:
+        return lambda score: self.reward(score, cost, self.original, budget)
+
+    def _rival(self, budget: Budget) -> Rival | None:
+        """The best one within a budget, the earliest of equals."""
+        if self.racing is None:
+            return None
+        best: Outcome | None = None
+        for outcome in self._rivals:
+            own = self._judged(outcome, budget)
+            if own.can_be_best and (best is None or own.reward > best.reward):
+                best = own
+        if best is None:
+            return None
+        key = _key(best.strategy)
+        if key not in self._values:  # a resumed run
+            self._values[key] = self.measure(Candidate(best.strategy, budget)).values
+        return Rival(best, self._values[key])
+
+    def _race(self, candidate: Candidate, strategy: Strategy, cost: Cost) -> Tensor:
         """Of each image what `per_image` gives, (n, 3): of all images, or of as many as it took to
-        see that the strategy is worse than the leader.
+        see that the strategy is worse than its rival.
         """
         with self.clock("apply"):
             smaller = self.space.apply(strategy)
             model = prepared(smaller, self.space.network, self._bf16)
-        leader = None if whole or self.racing is None else self._leader
-        if leader is not None and self._leader_values is None:  # a resumed run
-            self._leader_values = self._measure(leader.strategy, leader.cost, whole=True)
+        rival, count = candidate.rival, len(self.images.labels)
         values = torch.zeros(0, 3, dtype=torch.float64)
-        count = len(self.images.labels)
         with self.clock("evaluate"):
-            for block in blocks(count) if leader else [slice(0, count)]:
+            for block in blocks(count) if rival else [slice(0, count)]:
                 images = self.images[block]
                 outputs = logits(model, images, self._size, self._bf16)
                 more = per_image(outputs, images.labels, self._reference[block])
                 values = torch.cat([values, more])
-                if leader is None or self._leader_values is None or len(values) == count:
+                if rival is None or len(values) == count:
                     continue
-                rewards = self._reward(cost), self._reward(leader.cost)
-                theirs = self._leader_values[: len(values)]
-                if is_hopeless(values, theirs, *rewards, count, self.racing or 1.0):
+                costs = cost, rival.outcome.cost
+                ours, other = (self._reward(own, candidate.budget) for own in costs)
+                theirs = rival.values[: len(values)]
+                if is_hopeless(values, theirs, ours, other, count, self.racing or 1.0):
                     break
         return values
+
+
+def _key(strategy: Strategy) -> _Key:
+    return tuple(strategy.values())

@@ -92,6 +92,10 @@ class CompressionSpace(ABC):
         self.latency: LatencyModel | None = None  # where a device is known
         self.left_alone: dict[str, str] = {}  # layer -> why it is not decided
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what reports: that is of this process only."""
+        return {**self.__dict__, "report": silent}
+
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """All decisions, in execution order of their first layers."""

@@ -13,7 +13,7 @@ larger one. There
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,6 +76,20 @@ class Bounds:
         return self.budget.largest_feasible(
             legal, lambda choice: self.space.cost({**base, decision.name: choice})
         )
+
+    def of_episode(self, number: int) -> Bounds:
+        """Within the budget of one episode."""
+        return replace(self, budget=self.budget.of_episode(number))
+
+    def executed(self, ratios: Sequence[float]) -> dict[str, int]:
+        """The strategy that an episode ends in, of keep ratios as they are wanted, in order."""
+        wanted = dict(zip(self.decisions, ratios, strict=True))
+        if self.budget.fill:
+            return self.scaled(wanted)
+        strategy: dict[str, int] = {}
+        for decision in self.space.decisions:
+            strategy[decision.name] = self.choose(strategy, decision, wanted[decision.name])
+        return strategy
 
     def uniform(self) -> dict[str, int]:
         """The same keep ratio for every decision, as large as the budget allows."""

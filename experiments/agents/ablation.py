@@ -30,6 +30,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold, cross_val_predict
 
 from amc.config import load_config
+from amc.cost.budget import Budget
 from amc.problem import Problem
 from amc.registry import lookup
 
@@ -174,7 +175,7 @@ def kls(variant: Variant, seed: int) -> np.ndarray:
     model = fitted()
     seen: list[float] = []
 
-    def evaluate(strategy: Mapping[str, int]) -> Predicted:
+    def evaluate(strategy: Mapping[str, int], budget: Budget) -> Predicted:
         seen.append(model.kl(strategy))
         return Predicted(-seen[-1])
 
@@ -184,7 +185,7 @@ def kls(variant: Variant, seed: int) -> np.ndarray:
     agent = lookup("agent", variant.agent)
     episodes = {} if variant.agent in ONCE else {"episodes": EPISODES}
     options = agent.Options(**variant.options, **episodes)
-    evaluate(env.get_wrapper_attr("bounds").uniform())  # a search begins with it
+    evaluate(env.get_wrapper_attr("bounds").uniform(), budget)  # a search begins with it
     agent(env, len(space.decisions), options, seed).run()
     return np.array(seen)
 

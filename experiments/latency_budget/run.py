@@ -112,7 +112,7 @@ def mobilenet_v2(metric: str, ratio: float, seed: int) -> dict[str, Any]:
     budget = Budget.of(metric, space.cost({}), ratio=ratio)  # type: ignore[arg-type]
     outcomes: list[Outcome] = []
 
-    def evaluate(strategy: Strategy) -> Outcome:
+    def evaluate(strategy: Strategy, budget: Budget) -> Outcome:
         value, cost = stub(space, strategy), space.cost(strategy)
         score = Score(value, 0.0, 0.0)
         outcome = Outcome(dict(strategy), (), score, cost, value - 1, budget.allows(cost), 0.0)

@@ -119,7 +119,7 @@ def chosen(problem: Problem, network: str, method: str, report: ConsoleReport) -
         return Bounds.of(problem.space, problem.budget).uniform()
     if method.startswith("agent"):
         return searched(network, method, report)
-    env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=dict)
+    env = gymnasium.make(ENV_ID, space=problem.space, budget=problem.budget, evaluate=print)
     proposals = VBMFAgent(env, len(problem.space.decisions)).proposals()
     ratios = proposals["vbmf_scaled" if method == "VBMF ranks" else "vbmf"]
     decisions = problem.space.decisions

@@ -83,7 +83,7 @@ class Case:
         """One to warm up with, then those that are timed."""
         found = [self.space.uniform(0.6), Bounds.of(self.space, self.budget).uniform()]
 
-        def record(strategy: Strategy) -> Any:
+        def record(strategy: Strategy, budget: Budget) -> Any:
             found.append(dict(strategy))
             return SimpleNamespace(reward=0.0)
 
