@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from amc.errors import UserError, unknown
-from amc.evaluate.evaluator import Outcome
+from amc.evaluate.outcome import Outcome
 from amc.run import Run
 
 Measure = Literal["search_accuracy", "reward"]

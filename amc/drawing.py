@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from amc.compare import Axis, Comparison
 from amc.cost.cost import LABELS
-from amc.evaluate.evaluator import Outcome
-from amc.pareto import HANDCRAFTED, Pareto
+from amc.evaluate.outcome import Outcome
+from amc.pareto import HANDCRAFTED, Pareto, Pick
 
 HANDFUL = 3  # evaluations that are no curve yet
 SHADED = 3  # seeds; the interval of two (Student's t: 12.7 standard errors) hides all else
@@ -181,6 +181,17 @@ def draw_pareto(axes: Any, found: Pareto) -> None:
     )
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9, loc="best")
+
+
+def draw_picks(axes: Any, picks: Sequence[Pick]) -> None:
+    """The keep ratios of what a run delivers within each budget."""
+    ratios = np.array([pick.point.ratios for pick in picks])
+    image = axes.imshow(ratios, aspect="auto", vmin=0, vmax=1, cmap="Blues", origin="lower")
+    axes.figure.colorbar(image, ax=axes, label="keep ratio")
+    axes.set_yticks(range(len(picks)), [pick.budget for pick in picks], fontsize=8)
+    names = list(picks[0].point.strategy)
+    step = max(1, len(names) // 20)
+    axes.set_xticks(range(len(names))[::step], names[::step], rotation=90, fontsize=7)
 
 
 def draw_widths(axes: Any, best: Mapping[str, Any], widths: Mapping[str, int]) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from amc.compare import Values, interval, labels_of, must_agree
 from amc.cost.cost import METRICS, Metric
 from amc.errors import UserError, unknown
-from amc.evaluate.evaluator import Outcome
+from amc.evaluate.outcome import Outcome
 from amc.run import Run, runs_in
 
 HANDCRAFTED = ("uniform", "shallow", "deep")
@@ -39,6 +39,7 @@ class Point:
     search_accuracy: float
     costs: Mapping[str, float | None]
     strategy: Mapping[str, int]
+    ratios: tuple[float, ...]  # the keep ratio of each decision
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ def _point(run: Run, agent: str, line: Mapping[str, Any], metric: str, original:
         line["search_accuracy"],
         {name: line[name] for name in METRICS},
         line["strategy"],
+        tuple(line["ratios"]),
     )
 
 

@@ -14,7 +14,14 @@ from matplotlib.ticker import MaxNLocator
 
 from amc.compare import Comparison
 from amc.cost.device import DeviceProfile
-from amc.drawing import draw_curves, draw_finetune, draw_pareto, draw_ratios, draw_search
+from amc.drawing import (
+    draw_curves,
+    draw_finetune,
+    draw_pareto,
+    draw_picks,
+    draw_ratios,
+    draw_search,
+)
 from amc.files import write_bytes
 from amc.pareto import Pareto
 
@@ -27,6 +34,17 @@ def plot_search(lines: Sequence[dict[str, Any]], best: dict[str, Any], path: Pat
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
     draw_search(top, lines, best)
     draw_ratios(bottom, best)
+    _write(figure, path)
+
+
+def plot_range(found: Pareto, path: Path) -> None:
+    """A search with a range of budgets: what each costs; below, what is kept within each."""
+    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
+    draw_pareto(top, found)
+    top.set_title("What each budget costs, before fine-tuning")
+    draw_picks(bottom, found.picks)
+    bottom.set_title("The best strategy within each budget")
     _write(figure, path)
 
 

@@ -23,6 +23,7 @@ from amc.drawing import (
     draw_curves,
     draw_finetune,
     draw_pareto,
+    draw_picks,
     draw_search,
     draw_seconds,
     draw_widths,
@@ -114,14 +115,22 @@ def _of_run(run: Run) -> list[str]:
         row["name"]: row["out_channels"]
         for row in pd.read_csv(run.path / "layers.csv").to_dict("records")
     }
+    front = pareto([run.path], budget.metric)
+    kept = _picture(
+        "widths",
+        lambda axes: draw_widths(axes, best, widths),
+        "what is kept of each layer: the original (pale) and the best strategy (dark)",
+    )
+    if isinstance(budget.ratio, tuple):
+        kept = _picture(
+            "picks",
+            lambda axes: draw_picks(axes, front.picks),
+            "what is kept within each budget",
+        )
     pictures = [
         _picture("search", lambda axes: draw_search(axes, lines, best), "accuracy over episodes"),
-        _picture(
-            "widths",
-            lambda axes: draw_widths(axes, best, widths),
-            "what is kept of each layer: the original (pale) and the best strategy (dark)",
-        ),
-        _front(pareto([run.path], budget.metric)),
+        kept,
+        _front(front),
         _picture(
             "time", lambda axes: draw_seconds(axes, run.profile()), "where an episode's time goes"
         ),
@@ -135,7 +144,7 @@ def _of_run(run: Run) -> list[str]:
     return [
         f"<p>{html.escape(str(config.model or 'a network given from Python'))} within {limit} "
         f"{LABELS[budget.metric]}, by {html.escape(config.agent['name'])}, seed {config.seed}: "
-        f"episode {best['episode']} of {len(lines) - 1} is the best.</p>",
+        f"episode {best['episode']} of {len(lines) - 1} has the highest reward.</p>",
         _table(("", "original", "compressed", "ratio"), rows),
         f'<div class="pictures">{"".join(pictures)}</div>',
         _details("Strategy", _table(("decision", "choice", "keep ratio"), strategy)),

@@ -22,7 +22,7 @@ import torch
 from amc.config import Config, load_config, to_yaml
 from amc.cost.cost import METRICS, Cost
 from amc.errors import UserError
-from amc.evaluate.evaluator import Outcome
+from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
 from amc.files import on_disk, write_bytes, write_json
 from amc.network.layers import LayerSpec, LayerTable

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,22 +23,23 @@ from torch import nn
 
 from amc.agents import Agent
 from amc.config import Config, load_config, parse_config
-from amc.cost.budget import Budget
 from amc.cost.device import DeviceProfile
 from amc.envs import ENV_ID
 from amc.errors import UserError
 from amc.evaluate.data import Dataset
-from amc.evaluate.evaluator import Evaluator, Outcome
+from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.inference import ImageSet
+from amc.evaluate.outcome import Outcome
 from amc.evaluate.parallel import LocalMeasurers, RayMeasurers
 from amc.files import write_bytes
-from amc.plots import plot_search
+from amc.pareto import pareto
+from amc.plots import plot_range, plot_search
 from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.provenance import surroundings
+from amc.recorder import Recorder
 from amc.registry import lookup
 from amc.run import SCHEMA, Run
-from amc.spaces.base import Strategy
 
 # The base network's weights, kept in the run where they come from no file.
 BASE = "base.safetensors"
@@ -198,7 +199,7 @@ def _continue(
     lines = run.lines()
     for line in lines:
         evaluator.remember(Outcome.from_line(line))
-    recorder = _Recorder(run, lines, evaluator)
+    recorder = Recorder(run, lines, evaluator)
     agent_class = lookup("agent", problem.config.agent["name"])
     options = {key: value for key, value in problem.config.agent.items() if key != "name"}
     exact = getattr(agent_class, "exact", False)  # it means its strategies as they are
@@ -237,7 +238,10 @@ def _continue(
     with _measurers(evaluator, jobs, ray), evaluator.clock("agent"):
         agent.run(after_episode)
     best = run.write_best(evaluator.baseline, evaluator.original)
-    plot_search(run.lines(), best, run.path / "search.png")
+    if isinstance(problem.config.budget.ratio, tuple):
+        plot_range(pareto([run.path], problem.budget.metric), run.path / "search.png")
+    else:
+        plot_search(run.lines(), best, run.path / "search.png")
     return SearchResult(run, problem, best)
 
 
@@ -256,47 +260,6 @@ def _measurers(evaluator: Evaluator, jobs: int, ray: str | None) -> Iterator[Non
     finally:
         evaluator.measurers = None
         measurers.close()
-
-
-class _Recorder:
-    """Stands between the environment and the evaluator: writes every outcome to the journal before
-    the agent learns from it, so that the journal is never behind a checkpoint. A resumed run must
-    repeat what is there already.
-    """
-
-    def __init__(self, run: Run, lines: list[dict[str, Any]], evaluator: Evaluator) -> None:
-        self.run, self.evaluator = run, evaluator
-        self.outcomes = [Outcome.from_line(line) for line in lines]  # of the journal
-        self.number = 0  # of the next one
-        self.phase_of: Callable[[int], str] = lambda episode: ""
-        self.best: Outcome | None = None
-        for outcome in self.outcomes:
-            self._consider(outcome)
-
-    def announce(self, batch: list[tuple[Strategy, Budget]], first: int) -> None:
-        """What is measured next; the uniform strategy came before the first episode."""
-        self.evaluator.together(batch, self.outcomes[: 1 + first])
-
-    def evaluate(self, strategy: Strategy, budget: Budget) -> Outcome:
-        outcome = self.evaluator(strategy, budget)
-        if self.number < len(self.outcomes):
-            if self.outcomes[self.number].strategy != outcome.strategy:
-                raise UserError(
-                    f"{str(self.run.path)!r}: episode {self.number} comes out otherwise than in "
-                    "its journal: packages, data or "
-                    "weights have changed since"
-                )
-        else:
-            phase = "uniform" if self.number == 0 else self.phase_of(self.number - 1)
-            self.run.append(self.number, phase, outcome)
-            self.outcomes.append(outcome)
-            self._consider(outcome)
-        self.number += 1
-        return outcome
-
-    def _consider(self, outcome: Outcome) -> None:
-        if outcome.can_be_best and (self.best is None or outcome.reward > self.best.reward):
-            self.best = outcome
 
 
 def _memorised(problem: Problem, evaluator: Evaluator) -> str | None:

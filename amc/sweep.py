@@ -17,7 +17,7 @@ from typing import Literal
 
 from amc.config import Config, load_config
 from amc.errors import UserError
-from amc.evaluate.evaluator import Outcome
+from amc.evaluate.outcome import Outcome
 from amc.run import Run, runs_in
 from amc.workers import LocalWorkers, Task, Workers
 

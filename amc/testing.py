@@ -17,7 +17,7 @@ from torch import nn
 from amc.cost.budget import Budget
 from amc.cost.cost import METRICS, cost_of
 from amc.envs.compression import CompressionEnv
-from amc.evaluate.evaluator import Outcome
+from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
 from amc.network.builtin import CifarResNet
 from amc.network.layers import LayerSpec, LayerTable, evaluating, example_input

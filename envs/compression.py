@@ -14,7 +14,7 @@ from amc.envs.observation import FloatArray, Observer
 from gymnasium import spaces
 
 from amc.cost.budget import Budget
-from amc.evaluate.evaluator import Outcome
+from amc.evaluate.outcome import Outcome
 from amc.spaces.base import CompressionSpace, Strategy
 from amc.spaces.bounding import Bounds
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from zoo import zoo_space
 
 from amc.cost.budget import Budget
-from amc.evaluate.evaluator import Outcome
+from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
 from amc.spaces.base import Strategy
 

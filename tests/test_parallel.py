@@ -16,7 +16,8 @@ from zoo import Mine, config_of
 from amc import search as searching
 from amc.config import Config
 from amc.evaluate.data import Dataset
-from amc.evaluate.evaluator import Candidate, Evaluator, Measured
+from amc.evaluate.evaluator import Evaluator
+from amc.evaluate.outcome import Candidate, Measured
 from amc.evaluate.parallel import LocalMeasurers, RayMeasurers
 from amc.search import resume, search
 

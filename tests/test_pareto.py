@@ -16,7 +16,7 @@ from amc.evaluate.data import Dataset
 from amc.pareto import Point, hypervolume, non_dominated, pareto, standings
 from amc.search import search
 
-POINT = Point("a", 0, "run", 0, 0.5, 0.5, {}, {})
+POINT = Point("a", 0, "run", 0, 0.5, 0.5, {}, {}, ())
 
 
 def points(*pairs: tuple[float, float]) -> list[Point]:

@@ -255,7 +255,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(digits: Dataset, tmp_path: Pa
     ).run.path
     run = Run.open(path)
     lines, before = run.lines(), (path / "episodes.jsonl").read_bytes()
-    from amc.evaluate.evaluator import Outcome
+    from amc.evaluate.outcome import Outcome
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

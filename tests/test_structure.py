@@ -26,6 +26,7 @@ ORDER = [
     ["amc.training"],
     ["amc.config"],
     ["amc.run"],
+    ["amc.recorder"],
     ["amc.compare"],
     ["amc.pareto"],
     ["amc.drawing"],

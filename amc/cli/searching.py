@@ -159,10 +159,16 @@ def how_to_resume(path: Path) -> str:
 
 
 def _closing(result: Any, as_json: bool) -> None:
+    from amc.pareto import pareto
     from amc.profiling.reach import structure_of
 
     best, run, problem = result.best, result.run, result.problem
-    table = tables.comparison(f"best strategy: episode {best['episode']}")
+    budget = run.config.budget
+    one_for_each = isinstance(budget.ratio, tuple)  # a strategy for each budget
+    if one_for_each and not as_json:
+        out.print(tables.picks(pareto([run.path], budget.metric)))
+    title = "best strategy, at the largest budget" if one_for_each else "best strategy"
+    table = tables.comparison(f"{title}: episode {best['episode']}")
     accuracies = best["baseline"]["search_accuracy"], best["search_accuracy"]
     tables.add_accuracy(table, "search accuracy", *accuracies)
     tables.add_costs(table, best["baseline"], best)
@@ -187,7 +193,6 @@ def _closing(result: Any, as_json: bool) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        after = f"next: amc finetune {run.path}, then amc export {run.path}"
-        if isinstance(run.config.budget.ratio, tuple):
-            after = f"next: amc pareto {run.path}, then amc finetune {run.path} --episode N"
+        of = " --episode N" if one_for_each else ""
+        after = f"next: amc finetune {run.path}{of}, then amc export {run.path}{of}"
         out.print(after, highlight=False, soft_wrap=True)

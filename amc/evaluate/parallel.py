@@ -23,7 +23,8 @@ import torch
 
 from amc.cluster import connect
 from amc.errors import UserError
-from amc.evaluate.evaluator import Candidate, Evaluator, Measured
+from amc.evaluate.evaluator import Evaluator
+from amc.evaluate.outcome import Candidate, Measured
 
 ATTEMPTS = 3  # to measure a batch, where measurers die
 

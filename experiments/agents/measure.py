@@ -25,8 +25,8 @@ from scipy.stats import spearmanr
 
 from amc.compare import Curve
 from amc.evaluate.data import data_folder
-from amc.evaluate.evaluator import Outcome
 from amc.evaluate.inference import ImageSet, logits, per_image, prepared
+from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
 from amc.files import write_json
 from amc.problem import Problem

@@ -26,7 +26,7 @@ from rich.console import Console
 from amc.config import load_config, parse_config
 from amc.cost.budget import Budget
 from amc.cost.device import DeviceProfile, load_device
-from amc.evaluate.evaluator import Outcome
+from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
 from amc.files import write_json
 from amc.plots import plot_profile

@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from amc.evaluate.evaluator import Evaluator, Outcome
+from amc.evaluate.evaluator import Evaluator
+from amc.evaluate.outcome import Outcome
 from amc.progress import ConsoleReport
 from amc.registry import lookup
 from amc.search import open_problem
