@@ -1,20 +1,38 @@
 """Pareto curves of ResNet-20 and ResNet-56: README.md beside this file.
 
-    python experiments/pareto_resnet20/run.py search        the searches
-    python experiments/pareto_resnet20/run.py search --network resnet56
+    python experiments/pareto_resnet20/run.py search       every agent at every budget
+    python experiments/pareto_resnet20/run.py finetune     what seed 0 found, an epoch each
+    python experiments/pareto_resnet20/run.py results      results.csv, hypervolume.csv, pareto.png
 
-Goes on where it stopped.
+With ``--network resnet56`` the other one. Each goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from amc.evaluate.outcome import Outcome
+from amc.files import write_json
+from amc.finetune import finetune
+from amc.pareto import HANDCRAFTED, pareto, standings
+from amc.problem import Problem
+from amc.run import Run, runs_in
+from amc.search import open_problem
 from amc.sweep import Sweep, sweep
 
+EXPERIMENTS = Path(__file__).parents[1]
 RUNS = Path("runs/pareto")
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7)
 FAST = ["evaluate.images=2000", "evaluate.calibration_images=500"]
@@ -22,39 +40,226 @@ RACING = "evaluate.racing=0.9"
 LEARNED = ["agent=td3,random", "agent.episodes=300", RACING]
 # one search for the whole curve, with a third of the evaluations
 RANGE = ["budget.ratio=[0.3,0.7]", "agent=td3", "agent.episodes=500", RACING]
-HANDCRAFTED = ["agent=uniform,shallow,deep"]
+POLICIES = [f"agent={','.join(HANDCRAFTED)}"]
 SEEDS = {"resnet20": (0, 1, 2), "resnet56": (0,)}
+SHORT = ["epochs=1", "lr=0.01"]  # of fine-tuning
 
 
-def listed(values: tuple[float, ...]) -> str:
+def preset(network: str) -> str:
+    return f"cifar10_{network}_channel_macs50"
+
+
+def folder(network: str) -> Path:
+    """Where the runs of a sweep lie."""
+    return RUNS / f"sweep_{preset(network)}"
+
+
+# the searches
+
+
+def listed(values: Sequence[float]) -> str:
     return ",".join(map(str, values))
 
 
-def show(found: Sweep) -> None:
-    """A line when a run ends."""
-    done = len(found.ended)
-    if getattr(show, "done", None) != done:
-        print(f"{done} of {len(found.planned)} done", flush=True)
-        show.done = done  # type: ignore[attr-defined]
-
-
 def search(network: str, jobs: int) -> None:
-    """Every agent at every budget."""
-    preset, seeds = f"cifar10_{network}_channel_macs50", f"seed={listed(SEEDS[network])}"
-    run = partial(sweep, preset, out=RUNS, jobs=jobs, show=show)
-    budgets = f"budget.ratio={listed(BUDGETS)}"
-    run([budgets, *HANDCRAFTED, *FAST, "seed=0"])
+    """Every agent at every budget; hand-crafted policies without races, which they would lose."""
+
+    def show(found: Sweep) -> None:
+        if len(found.ended) != told[0]:
+            told[0] = len(found.ended)
+            print(f"{told[0]} of {len(found.planned)} done", flush=True)
+
+    told = [-1]
+    run = partial(sweep, preset(network), out=RUNS, jobs=jobs, show=show)
+    seeds, budgets = f"seed={listed(SEEDS[network])}", f"budget.ratio={listed(BUDGETS)}"
+    run([budgets, *POLICIES, *FAST, "seed=0"])
     run([seeds, *RANGE, *FAST])
     run([seeds, budgets, *LEARNED, *FAST])
 
 
+# what they found
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best strategy of a run within a budget."""
+
+    run: Run
+    network: str
+    budget: float
+    line: dict[str, Any]
+    evaluations: int  # of the run
+
+    @property
+    def agent(self) -> str:
+        name: str = self.run.config.agent["name"]
+        return f"{name}, one search" if self.is_range else name
+
+    @property
+    def is_range(self) -> bool:
+        return isinstance(self.run.config.budget.ratio, tuple)
+
+    @property
+    def seed(self) -> int:
+        return self.run.config.seed
+
+    @property
+    def strategy(self) -> dict[str, int]:
+        own: dict[str, int] = self.line["strategy"]
+        return own
+
+    @property
+    def key(self) -> str:
+        return "-".join(map(str, self.strategy.values()))
+
+    @property
+    def tuned(self) -> Path:
+        return RUNS / "tuned" / self.network / self.key
+
+
+def found(network: str) -> Iterator[Found]:
+    """Of all runs that have ended."""
+    for run in runs_in(folder(network)):
+        if not run.has_best:
+            continue
+        lines, budget = run.lines(), run.config.budget.ratio
+        own = lines[-1:] if run.config.agent["name"] in HANDCRAFTED else lines
+        own = [line for line in own if Outcome.from_line(line).can_be_best]
+        for limit in BUDGETS if isinstance(budget, tuple) else [float(budget or 1)]:
+            most = limit * run.best["baseline"]["macs"] + 0.5
+            within = [line for line in own if line["macs"] <= most]
+            if within:
+                best = max(within, key=lambda line: line["reward"])
+                yield Found(run, network, limit, best, len(lines))
+
+
+@cache
+def problem_of(network: str) -> Problem:
+    """All runs of a network have the same images."""
+    return open_problem(next(found(network)).run.path)[1]
+
+
+def test_accuracy(one: Found) -> float:
+    """Before fine-tuning; kept in a file."""
+    path = RUNS / "measured" / one.network / f"{one.key}.json"
+    if not path.is_file():
+        problem = problem_of(one.network)
+        accuracy = problem.accuracy(problem.space.apply(one.strategy), test=True)
+        write_json(path, {"test_accuracy": accuracy})
+    value: float = json.loads(path.read_text())["test_accuracy"]
+    return value
+
+
+def tune(network: str) -> None:
+    """The same short training for what seed 0 of each agent found."""
+    for one in sorted(found(network), key=lambda one: (one.agent, one.budget)):
+        if one.seed == 0 and not (one.tuned / "metrics.json").is_file():
+            metrics = finetune(
+                one.run.path, SHORT, episode=one.line["episode"], to=one.tuned
+            ).metrics
+            accuracy = f"{metrics['finetuned_test_accuracy']:.2%}"
+            print(f"{one.agent} {one.budget}: {accuracy}", flush=True)
+
+
+def row(one: Found) -> dict[str, Any]:
+    tuned = one.tuned / "metrics.json"
+    after = json.loads(tuned.read_text())["finetuned_test_accuracy"] if tuned.is_file() else None
+    return {
+        "agent": one.agent,
+        "macs_budget": one.budget,
+        "seed": one.seed,
+        "macs_ratio": one.line["macs"] / one.run.best["baseline"]["macs"],
+        "search_accuracy": one.line["search_accuracy"],
+        "test_accuracy": test_accuracy(one),
+        "finetuned_test_accuracy": after if one.seed == 0 else None,
+        "evaluations": one.evaluations,
+        "kl": one.line["kl"],
+    }
+
+
+def write_results(network: str) -> None:
+    here = EXPERIMENTS / f"pareto_{network}"
+    table = pd.DataFrame([row(one) for one in found(network)])
+    table = table.sort_values(["agent", "macs_budget", "seed"])
+    table.to_csv(here / "results.csv", index=False)
+    measures = ["search_accuracy", "test_accuracy", "finetuned_test_accuracy", "kl"]
+    means = table.groupby(["macs_budget", "agent"])[measures].mean()
+    print(means.to_string())
+    hypervolumes(network).to_csv(here / "hypervolume.csv", index=False)
+    print(hypervolumes(network).to_string(index=False))
+    draw(table, here / "pareto.png", network)
+
+
+def hypervolumes(network: str) -> pd.DataFrame:
+    """With the default reference point; and with one that leaves hardly more than what the agents
+    can differ in.
+    """
+    corner = max(BUDGETS) + 0.001, lowest(network)
+    rows = []
+    for name, reference in (("guessing at full cost", None), ("strict", corner)):
+        fronts = pareto([folder(network)], reference=reference)
+        for standing in standings(fronts.curves()):
+            cost, accuracy = fronts.reference
+            own = {"reference": name, "reference_cost": cost, "reference_accuracy": accuracy}
+            rows.append({**own, **vars(standing)})
+    return pd.DataFrame(rows)
+
+
+def lowest(network: str) -> float:
+    """The search accuracy of the uniform strategy at the smallest budget."""
+    own = [one for one in found(network) if one.agent == "uniform"]
+    accuracy: float = min(own, key=lambda one: one.budget).line["search_accuracy"]
+    return accuracy
+
+
+def draw(table: pd.DataFrame, path: Path, network: str) -> None:
+    """Test accuracy over MACs: means over seeds, bars from the worst to the best."""
+    measures = ["test_accuracy", "finetuned_test_accuracy"]
+    measures = [name for name in measures if table[name].notna().any()]
+    figure = Figure(figsize=(6.5 * len(measures), 5), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(measures)))
+    agents = ["td3", "td3, one search", "random", *HANDCRAFTED]
+    for axes, measure in zip(panels, measures, strict=True):
+        for number, agent in enumerate(agents):
+            own = table[(table.agent == agent) & table[measure].notna()]
+            if own.empty:
+                continue
+            groups = 100 * own.groupby("macs_budget")[[measure, "macs_ratio"]].mean()
+            ends = 100 * own.groupby("macs_budget")[measure].agg(["min", "max"])
+            mean = groups[measure]
+            axes.errorbar(
+                groups["macs_ratio"],
+                mean,
+                yerr=[mean - ends["min"], ends["max"] - mean],
+                fmt="s--" if agent in HANDCRAFTED else "o-",
+                linewidth=1.1 if agent in HANDCRAFTED else 1.8,
+                markersize=4,
+                capsize=3,
+                color=f"C{number}",
+                label=f"{agent} ({own.seed.nunique()} seeds)" if own.seed.nunique() > 1 else agent,
+            )
+        what = "an epoch of fine-tuning" if measure == measures[-1] and len(measures) > 1 else ""
+        title = f"after {what}" if what else "before fine-tuning"
+        axes.set(xlabel="MACs (%)", ylabel="test accuracy (%)", title=f"{network}, {title}")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["search"])
+    parser.add_argument("what", choices=["search", "finetune", "results"])
     parser.add_argument("--network", choices=list(SEEDS), default="resnet20")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args()
-    search(chosen.network, chosen.jobs)
+    if chosen.what == "search":
+        search(chosen.network, chosen.jobs)
+        return
+    torch.set_num_threads(1)
+    if chosen.what == "finetune":
+        tune(chosen.network)
+    else:
+        write_results(chosen.network)
 
 
 if __name__ == "__main__":
