@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from amc.evaluate.outcome import Outcome
 from amc.files import write_json
 from amc.finetune import finetune
-from amc.pareto import HANDCRAFTED, pareto, standings
+from amc.pareto import HANDCRAFTED, Point, hypervolume, non_dominated, pareto
 from amc.problem import Problem
 from amc.run import Run, runs_in
 from amc.search import open_problem
@@ -39,7 +39,8 @@ FAST = ["evaluate.images=2000", "evaluate.calibration_images=500"]
 RACING = "evaluate.racing=0.9"
 LEARNED = ["agent=td3,random", "agent.episodes=300", RACING]
 # one search for the whole curve, with a third of the evaluations
-RANGE = ["budget.ratio=[0.3,0.7]", "agent=td3", "agent.episodes=500", RACING]
+ONE = 500
+RANGE = ["budget.ratio=[0.3,0.7]", "agent=td3", f"agent.episodes={ONE}", RACING]
 POLICIES = [f"agent={','.join(HANDCRAFTED)}"]
 SEEDS = {"resnet20": (0, 1, 2), "resnet56": (0,)}
 SHORT = ["epochs=1", "lr=0.01"]  # of fine-tuning
@@ -191,18 +192,45 @@ def write_results(network: str) -> None:
 
 
 def hypervolumes(network: str) -> pd.DataFrame:
-    """With the default reference point; and with one that leaves hardly more than what the agents
-    can differ in.
+    """Of each agent, mean over the seeds that have searched every budget: of all its strategies, of
+    those only that it delivers at the budgets, and of its first episodes, so many that the separate
+    searches have together as many as the one search. With two reference points: the default, and
+    one that leaves hardly more than what the agents can differ in.
     """
-    corner = max(BUDGETS) + 0.001, lowest(network)
+    every = list(found(network))
+    complete = {
+        (one.agent, one.seed)
+        for one in every
+        if len({other.budget for other in every if _same(one, other)}) == len(BUDGETS)
+    }
+    delivered = {(one.agent, one.seed, one.key) for one in every}
+    groups: dict[tuple[str, str, int], list[Point]] = {}
+    for point in pareto([folder(network)]).points:
+        agent = point.agent.split()[0]
+        agent = f"{agent}, one search" if " to " in point.agent else agent
+        if (agent, point.seed) in complete:
+            begun = " to " in point.agent or point.episode <= ONE // len(BUDGETS)
+            parts = {"all": True, "first": begun}
+            key = "-".join(map(str, point.strategy.values()))
+            parts["delivered"] = (agent, point.seed, key) in delivered
+            for part in (name for name, chosen in parts.items() if chosen):
+                groups.setdefault((part, agent, point.seed), []).append(point)
     rows = []
-    for name, reference in (("guessing at full cost", None), ("strict", corner)):
-        fronts = pareto([folder(network)], reference=reference)
-        for standing in standings(fronts.curves()):
-            cost, accuracy = fronts.reference
-            own = {"reference": name, "reference_cost": cost, "reference_accuracy": accuracy}
-            rows.append({**own, **vars(standing)})
-    return pd.DataFrame(rows)
+    for name, corner in (("default", (1.0, 0.1)), ("strict", (0.701, lowest(network)))):
+        for (part, agent, seed), points in groups.items():
+            volume = hypervolume(non_dominated(points), corner)
+            rows.append(
+                {"reference": name, "of": part, "agent": agent, "seed": seed, "volume": volume}
+            )
+    table = pd.DataFrame(rows).groupby(["reference", "of", "agent"])["volume"]
+    result = table.agg(["count", "mean", "min", "max"]).rename(columns={"count": "seeds"})
+    separate = result.xs("td3", level="agent")["mean"]
+    result["of_td3"] = result["mean"] / separate.reindex(result.index.droplevel("agent")).to_numpy()
+    return result.reset_index()
+
+
+def _same(one: Found, other: Found) -> bool:
+    return (one.agent, one.seed) == (other.agent, other.seed)
 
 
 def lowest(network: str) -> float:
