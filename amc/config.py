@@ -268,6 +268,9 @@ def _validated(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
             raise unknown("key", where, _siblings(model, path[:-1], prefix)) from None
         if where == "budget.metric":
             raise unknown("budget.metric", str(first["input"]), [*METRICS, "flops"]) from None
+        if not path:  # what is wrong is several keys together
+            reason = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{prefix.rstrip('.') or 'the config'}: {reason}") from None
         raise UserError(f"{where} is {first['input']!r}: {first['msg'].lower()}") from None
 
 

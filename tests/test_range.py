@@ -175,6 +175,8 @@ def test_what_cannot_be() -> None:
         wide("td3", "budget.ratio=[0.8,0.4]")
     with pytest.raises(UserError, match=r"budget\.ratio"):
         wide("td3", "budget.ratio=[0.4,0.5,0.6]")
+    with pytest.raises(UserError, match=r"^agent: 12 episodes are no multiple of 5 envs$"):
+        wide("td3", "agent.envs=5")
 
 
 def test_a_range_is_written_and_read(tmp_path: Path) -> None:
