@@ -43,6 +43,7 @@ ONE = 500
 RANGE = ["budget.ratio=[0.3,0.7]", "agent=td3", f"agent.episodes={ONE}", RACING]
 POLICIES = [f"agent={','.join(HANDCRAFTED)}"]
 SEEDS = {"resnet20": (0, 1, 2), "resnet56": (0,)}
+AGENTS = ("td3", "uniform", "td3, one search", "random", "shallow", "deep")
 SHORT = ["epochs=1", "lr=0.01"]  # of fine-tuning
 
 
@@ -153,7 +154,7 @@ def test_accuracy(one: Found) -> float:
 
 def tune(network: str) -> None:
     """The same short training for what seed 0 of each agent found."""
-    for one in sorted(found(network), key=lambda one: (one.agent, one.budget)):
+    for one in sorted(found(network), key=lambda one: (AGENTS.index(one.agent), one.budget)):
         if one.seed == 0 and not (one.tuned / "metrics.json").is_file():
             metrics = finetune(
                 one.run.path, SHORT, episode=one.line["episode"], to=one.tuned
@@ -246,9 +247,8 @@ def draw(table: pd.DataFrame, path: Path, network: str) -> None:
     measures = [name for name in measures if table[name].notna().any()]
     figure = Figure(figsize=(6.5 * len(measures), 5), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(measures)))
-    agents = ["td3", "td3, one search", "random", *HANDCRAFTED]
     for axes, measure in zip(panels, measures, strict=True):
-        for number, agent in enumerate(agents):
+        for number, agent in enumerate(AGENTS):
             own = table[(table.agent == agent) & table[measure].notna()]
             if own.empty:
                 continue
