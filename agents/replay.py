@@ -52,6 +52,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
         self.baseline: float | None = None
         self._budgets_differ = budgets_differ  # the last feature of an observation is the budget
         self._episodes: list[list[_Step]] = [[] for _ in range(n_envs)]
+        self._order: Array | None = None  # the best transitions first; none: to be found
 
     def add(
         self,
@@ -79,6 +80,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
         for (obs, next_obs, action, done), ratio in zip(episode, executed, strict=True):
             taken = action if ratio is None else self._action(ratio)
             super().add(obs, next_obs, taken, reward, done, [info])
+        self._order = None
         final = float(reward[0])
         decay = self.baseline_decay
         self.baseline = (
@@ -100,11 +102,13 @@ class EpisodeReplayBuffer(ReplayBuffer):
         """Samples of those transitions that have the highest rewards, which are their episodes';
         where budgets differ, the highest for their budgets.
         """
-        worth = self.rewards[: self.size(), 0]
-        if self._budgets_differ:
-            worth = standing(worth, self.observations[: self.size(), 0, -1])
-        order = np.argsort(-worth, kind="stable")[:transitions]
-        return self._get_samples(self.generator.choice(order, size=batch_size))
+        if self._order is None:
+            worth = self.rewards[: self.size(), 0]
+            if self._budgets_differ:
+                worth = standing(worth, self.observations[: self.size(), 0, -1])
+            self._order = np.argsort(-worth, kind="stable")
+        best = self._order[:transitions]
+        return self._get_samples(self.generator.choice(best, size=batch_size))
 
     def _get_samples(self, batch_inds: Array, env: Any = None) -> ReplayBufferSamples:
         rows = [
@@ -126,6 +130,7 @@ class EpisodeReplayBuffer(ReplayBuffer):
         for name in _ARRAYS:
             getattr(self, name)[...] = state[name].numpy()
         self.pos, self.full, self.baseline = state["pos"], state["full"], state["baseline"]
+        self._order = None
         for episode in self._episodes:
             episode.clear()
 

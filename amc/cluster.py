@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from amc.errors import UserError
@@ -30,3 +32,8 @@ def connect(address: str, cpus: int) -> Any:
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address!r}") from error
     return ray
+
+
+def find_modules(paths: Sequence[str]) -> None:
+    """On a worker: look for modules, a user's own too, where the driver does (its ``sys.path``)."""
+    sys.path += [path for path in paths if path not in sys.path]

@@ -143,7 +143,7 @@ def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -
     """
     runs = [Run.open(Path(path)) for path in paths]
     for run in runs:
-        if isinstance(run.config.budget.ratio, tuple):
+        if run.config.budget.is_range:
             raise UserError(
                 f"{str(run.path)!r} has no best strategy to be compared, but one for each budget "
                 f"from {run.config.budget.label}: see amc pareto"

@@ -53,6 +53,11 @@ class BudgetConfig(Options):
     )
 
     @property
+    def is_range(self) -> bool:
+        """Whether every episode has a budget of its own."""
+        return isinstance(self.ratio, tuple)
+
+    @property
     def label(self) -> str:
         """The limit, for people."""
         if isinstance(self.ratio, tuple):

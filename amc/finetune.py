@@ -167,7 +167,7 @@ def _settings(
 
 def _check_episode(folder: Path, episode: int) -> None:
     begun = _read(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else {}
-    if begun.get("episode", episode) != episode:  # version 0.3 and before knew the best one only
+    if begun.get("episode", episode) != episode:  # at first only the best one could be trained
         raise UserError(
             f"{str(folder)!r} was begun with the strategy of episode {begun['episode']}, not "
             f"{episode}: name another folder (--out)"

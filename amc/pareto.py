@@ -180,8 +180,8 @@ def pareto(
     picks: list[Pick] = []
     for run, label in zip(runs, labels_of(runs), strict=True):
         budget = run.config.budget
-        agent = f"{label}, {budget.label}" if isinstance(budget.ratio, tuple) else label
-        lines = _lines(run)
+        agent = f"{label}, {budget.label}" if budget.is_range else label
+        lines = counted(run)
         own = [_point(run, agent, line, metric, original) for line in lines]
         points += own
         picks += _picks(run, lines, own)
@@ -202,8 +202,8 @@ def _network(run: Run, metric: str) -> dict[str, Any]:
     }
 
 
-def _lines(run: Run) -> list[dict[str, Any]]:
-    """Of the strategies that count."""
+def counted(run: Run) -> list[dict[str, Any]]:
+    """The lines of a run's journal that count: measured on all images, and its own."""
     lines = run.lines()
     if run.config.agent["name"] in HANDCRAFTED:
         lines = lines[-1:]  # its first episode is the uniform strategy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from amc.cost.budget import Budget
@@ -28,7 +28,7 @@ class Recorder:
         for outcome in self.outcomes:
             self._consider(outcome)
 
-    def announce(self, batch: list[tuple[Strategy, Budget]], first: int) -> None:
+    def announce(self, batch: Iterable[tuple[Strategy, Budget]], first: int) -> None:
         """What is measured next; the uniform strategy came before the first episode."""
         self.evaluator.together(batch, self.outcomes[: 1 + first])
 

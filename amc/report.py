@@ -116,16 +116,17 @@ def _of_run(run: Run) -> list[str]:
         for row in pd.read_csv(run.path / "layers.csv").to_dict("records")
     }
     front = pareto([run.path], budget.metric)
-    kept = _picture(
-        "widths",
-        lambda axes: draw_widths(axes, best, widths),
-        "what is kept of each layer: the original (pale) and the best strategy (dark)",
-    )
-    if isinstance(budget.ratio, tuple):
+    if budget.is_range:
         kept = _picture(
             "picks",
             lambda axes: draw_picks(axes, front.picks),
             "what is kept within each budget",
+        )
+    else:
+        kept = _picture(
+            "widths",
+            lambda axes: draw_widths(axes, best, widths),
+            "what is kept of each layer: the original (pale) and the best strategy (dark)",
         )
     pictures = [
         _picture("search", lambda axes: draw_search(axes, lines, best), "accuracy over episodes"),
@@ -190,7 +191,7 @@ def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[str]:
     pictures = [_front(front)]
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if not isinstance(run.config.budget.ratio, tuple):  # no best one to be compared
+        if not run.config.budget.is_range:  # no best one to be compared
             groups.setdefault(run.config.budget.label, []).append(run)
     for within, own in groups.items():
         found = _comparison(own)

@@ -124,10 +124,7 @@ class Run:
             raise UserError(
                 f"{str(self.path)!r} has no episode {episode}: they go from 0 to {len(lines) - 1}"
             )
-        baseline = best["baseline"]
-        original = Cost(**{name: baseline[name] for name in METRICS})
-        ratios = Outcome.from_line(lines[episode]).cost.ratios(original)
-        return {**lines[episode], "baseline": baseline, "cost_ratios": ratios}
+        return _beside(lines[episode], best["baseline"])
 
     def folder(self, episode: int | None = None) -> Path:
         """Where lies what comes of an episode, of the best one in the run itself."""
@@ -225,9 +222,8 @@ class Run:
         with the highest reward, the earliest of equals.
         """
         candidates = [line for line in self.lines() if Outcome.from_line(line).can_be_best]
-        best = dict(max(candidates, key=lambda line: line["reward"]))
-        best["baseline"] = {"search_accuracy": baseline.accuracy, **original.as_dict()}
-        best["cost_ratios"] = Outcome.from_line(best).cost.ratios(original)
+        before = {"search_accuracy": baseline.accuracy, **original.as_dict()}
+        best = _beside(max(candidates, key=lambda line: line["reward"]), before)
         write_json(self.path / "best.json", best)
         return best
 
@@ -253,6 +249,13 @@ class Run:
         except Exception:
             return None
         return state
+
+
+def _beside(line: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """An episode line beside the untouched network."""
+    original = Cost(**{name: baseline[name] for name in METRICS})
+    ratios = Outcome.from_line(line).cost.ratios(original)
+    return {**line, "baseline": baseline, "cost_ratios": ratios}
 
 
 def runs_in(path: Path) -> list[Run]:

@@ -200,22 +200,7 @@ def _continue(
     for line in lines:
         evaluator.remember(Outcome.from_line(line))
     recorder = Recorder(run, lines, evaluator)
-    agent_class = lookup("agent", problem.config.agent["name"])
-    options = {key: value for key, value in problem.config.agent.items() if key != "name"}
-    exact = getattr(agent_class, "exact", False)  # it means its strategies as they are
-    budget = replace(problem.budget, fill=problem.budget.fill and not exact)
-    env = gymnasium.make(
-        ENV_ID,
-        space=problem.space,
-        budget=budget,
-        evaluate=recorder.evaluate,
-        announce=recorder.announce,
-    )
-    agent: Agent = agent_class(
-        env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
-    )
-    recorder.phase_of = agent.phase_of
-    recorder.evaluate(env.get_wrapper_attr("bounds").uniform(), evaluator.budget)
+    agent = _agent(problem, recorder)
     state = run.load_checkpoint()
     if state is not None and 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
         agent.load_state(state)
@@ -227,30 +212,49 @@ def _continue(
         what = f"searching | best {100 * best.score.accuracy:.2f}%" if best else "searching"
         report(what, agent.episodes_done, agent.episodes)
 
-    if problem.config.agent.get("envs") == 1 and (jobs > 1 or ray is not None):
-        name = problem.config.agent["name"]
-        logging.getLogger("amc").warning(
-            "warning: %s walks one episode at a time, so nothing is measured side by side: "
-            "agent.envs=%d lets it walk more",
-            name,
-            max(jobs, 2),
-        )
-    with _measurers(evaluator, jobs, ray), evaluator.clock("agent"):
+    with _measurers(evaluator, problem.config, jobs, ray), evaluator.clock("agent"):
         agent.run(after_episode)
     best = run.write_best(evaluator.baseline, evaluator.original)
-    if isinstance(problem.config.budget.ratio, tuple):
+    if problem.config.budget.is_range:
         plot_range(pareto([run.path], problem.budget.metric), run.path / "search.png")
     else:
         plot_search(run.lines(), best, run.path / "search.png")
     return SearchResult(run, problem, best)
 
 
+def _agent(problem: Problem, recorder: Recorder) -> Agent:
+    """The agent in its environment, after the uniform strategy, which is the first of every run."""
+    agent_class = lookup("agent", problem.config.agent["name"])
+    options = {key: value for key, value in problem.config.agent.items() if key != "name"}
+    exact = getattr(agent_class, "exact", False)  # it means its strategies as they are
+    env = gymnasium.make(
+        ENV_ID,
+        space=problem.space,
+        budget=replace(problem.budget, fill=problem.budget.fill and not exact),
+        evaluate=recorder.evaluate,
+        announce=recorder.announce,
+    )
+    recorder.evaluate(env.get_wrapper_attr("bounds").uniform(), problem.budget)
+    agent: Agent = agent_class(
+        env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
+    )
+    recorder.phase_of = agent.phase_of
+    return agent
+
+
 @contextmanager
-def _measurers(evaluator: Evaluator, jobs: int, ray: str | None) -> Iterator[None]:
+def _measurers(evaluator: Evaluator, config: Config, jobs: int, ray: str | None) -> Iterator[None]:
     """Let an evaluator measure side by side."""
     if jobs == 1 and ray is None:
         yield
         return
+    if config.agent.get("envs") == 1:
+        logging.getLogger("amc").warning(
+            "warning: %s walks one episode at a time, so nothing is measured side by side: "
+            "agent.envs=%d lets it walk more",
+            config.agent["name"],
+            max(jobs, 2),
+        )
     measurers = (
         LocalMeasurers(evaluator, jobs) if ray is None else RayMeasurers(evaluator, jobs, ray)
     )

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from amc.cluster import LOCAL, connect
+from amc.cluster import LOCAL, connect, find_modules
 from amc.errors import UserError, first_line
 
 
@@ -196,7 +196,7 @@ def _on_ray(task: Task, threads: int, shelf: Any, paths: list[str]) -> str:
     """On a worker: a run in a folder of its own, whose files go to the shelf."""
     import ray
 
-    sys.path += [path for path in paths if path not in sys.path]  # a user's own modules
+    find_modules(paths)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path, sent = None, dict[Path, bytes]()

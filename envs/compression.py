@@ -5,7 +5,7 @@ strategy within the budget.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium
@@ -93,7 +93,7 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         space: CompressionSpace,
         budget: Budget,
         evaluate: Callable[[Strategy, Budget], Outcome],
-        announce: Callable[[list[tuple[Strategy, Budget]], int], None] | None = None,
+        announce: Callable[[Iterable[tuple[Strategy, Budget]], int], None] | None = None,
     ) -> None:
         self.space, self._evaluate, self._announce = space, evaluate, announce
         self.bounds = Bounds.of(space, budget)  # of any episode
@@ -151,12 +151,15 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
         """
         if self._announce is None:
             return
-        batch: list[tuple[Strategy, Budget]] = []
-        for number, actions in enumerate(episodes, first):
-            within = self.bounds.of_episode(number)
-            wanted = [float(action) for action in np.clip(np.asarray(actions, np.float32), 0, 1)]
-            batch.append((within.executed(wanted), within.budget))
-        self._announce(batch, first)
+        # one by one: who does not measure side by side asks for none
+        numbered = enumerate(episodes, first)
+        self._announce((self._executed(*episode) for episode in numbered), first)
+
+    def _executed(self, number: int, actions: FloatArray) -> tuple[dict[str, int], Budget]:
+        """What an episode will end in, and its budget."""
+        within = self.bounds.of_episode(number)
+        wanted = np.clip(np.asarray(actions, np.float32), 0, 1)
+        return within.executed([float(action) for action in wanted]), within.budget
 
     def twin(self) -> CompressionEnv:
         """Another environment for the same problem, with an episode of its own."""

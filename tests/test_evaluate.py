@@ -15,8 +15,9 @@ from zoo import config_of, zoo_network
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
 from amc.errors import UserError
-from amc.evaluate import evaluator, rewards
+from amc.evaluate import evaluator, inference, rewards
 from amc.evaluate.data import Dataset, load_dataset, split
+from amc.evaluate.fusion import FusedConv
 from amc.evaluate.inference import ImageSet, has_bf16_units, logits, prepared, score
 from amc.evaluate.rewards import Score
 from amc.network.builtin import CifarResNet
@@ -147,6 +148,21 @@ def test_bf16_is_used_only_where_it_agrees(
     assert refused.precision == "fp32" and "using fp32" in refused.precision_note
     with pytest.raises(UserError, match="differs from fp32"):
         problem.evaluator("bf16")
+
+
+def test_bf16_without_fusion_where_the_processor_cannot_fuse_it(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without AVX-512, oneDNN refuses bf16 convolutions that are fused."""
+    monkeypatch.setattr(inference, "fuses_bf16", lambda: False)
+    model = CifarResNet(1, num_classes=3, in_channels=1, width=4)
+    network = Problem.build(config_of(), model, digits).network
+    half = prepared(network.model, network, bf16=True)
+    assert not any(isinstance(module, FusedConv) for module in half.modules())
+    images = ImageSet.of(digits, digits.test, np.arange(50))
+    outputs = logits(half, images, 50, bf16=True)
+    expected = logits(network.model, images, 50, bf16=False)
+    assert torch.allclose(outputs, expected, atol=0.05 * float(expected.abs().max()))
 
 
 def test_a_clock_counts_inner_parts_apart() -> None:

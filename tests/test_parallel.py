@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,23 +100,35 @@ def test_a_search_that_is_stopped_within_a_batch_goes_on_the_same(
         assert journal(result.run) == journal(straight.run)
 
 
+def killing(
+    monkeypatch: pytest.MonkeyPatch, measurers: type[Any], kill: Callable[[Any], None]
+) -> list[Any]:
+    """Once, after the first result of a batch; what was killed is in the list."""
+    killed: list[Any] = []
+    measure = measurers.measure
+
+    def deadly(self: Any, candidates: Sequence[Candidate]) -> Iterator[Measured]:
+        results = measure(self, candidates)
+        yield next(results)
+        if not killed:
+            kill(self)
+            killed.append(self)
+        yield from results
+
+    monkeypatch.setattr(measurers, "measure", deadly)
+    return killed
+
+
 def test_processes_measure_the_same_and_one_that_is_killed_is_replaced(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = search(raced("random"), model=model(), dataset=digits, out=tmp_path / "1")
-    killed: list[int] = []
-    measure = LocalMeasurers.measure
 
-    def deadly(self: LocalMeasurers, candidates: Sequence[Candidate]) -> Iterator[Measured]:
-        results = measure(self, candidates)
-        yield next(results)
-        if not killed:
-            assert self._pool is not None
-            killed.append(next(iter(self._pool._processes)))
-            os.kill(killed[0], signal.SIGKILL)
-        yield from results
+    def kill(measurers: LocalMeasurers) -> None:
+        assert measurers._pool is not None
+        os.kill(next(iter(measurers._pool._processes)), signal.SIGKILL)
 
-    monkeypatch.setattr(LocalMeasurers, "measure", deadly)
+    killed = killing(monkeypatch, LocalMeasurers, kill)
     two = search(raced("random"), model=model(), dataset=digits, out=tmp_path / "2", jobs=2)
     assert killed
     assert journal(two.run) == journal(alone.run)
@@ -127,18 +139,11 @@ def test_actors_of_ray_measure_the_same_and_one_that_is_killed_is_replaced(
 ) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     alone = search(raced("random"), model=model(), dataset=digits, out=tmp_path / "1")
-    killed: list[Any] = []
-    measure = RayMeasurers.measure
 
-    def deadly(self: RayMeasurers, candidates: Sequence[Candidate]) -> Iterator[Measured]:
-        results = measure(self, candidates)
-        yield next(results)
-        if not killed:
-            killed.append(self._actors[0])
-            ray.kill(killed[0], no_restart=False)
-        yield from results
+    def kill(measurers: RayMeasurers) -> None:
+        ray.kill(measurers._actors[0], no_restart=False)
 
-    monkeypatch.setattr(RayMeasurers, "measure", deadly)
+    killed = killing(monkeypatch, RayMeasurers, kill)
     options: dict[str, Any] = {"jobs": 2, "ray": "local", "out": tmp_path / "2"}
     two = search(raced("random"), model=model(), dataset=digits, **options)
     assert killed

@@ -164,10 +164,9 @@ def _closing(result: Any, as_json: bool) -> None:
 
     best, run, problem = result.best, result.run, result.problem
     budget = run.config.budget
-    one_for_each = isinstance(budget.ratio, tuple)  # a strategy for each budget
-    if one_for_each and not as_json:
+    if budget.is_range and not as_json:
         out.print(tables.picks(pareto([run.path], budget.metric)))
-    title = "best strategy, at the largest budget" if one_for_each else "best strategy"
+    title = "best strategy, at the largest budget" if budget.is_range else "best strategy"
     table = tables.comparison(f"{title}: episode {best['episode']}")
     accuracies = best["baseline"]["search_accuracy"], best["search_accuracy"]
     tables.add_accuracy(table, "search accuracy", *accuracies)
@@ -193,6 +192,6 @@ def _closing(result: Any, as_json: bool) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        of = " --episode N" if one_for_each else ""
+        of = " --episode N" if budget.is_range else ""
         after = f"next: amc finetune {run.path}{of}, then amc export {run.path}{of}"
         out.print(after, highlight=False, soft_wrap=True)

@@ -63,6 +63,11 @@ def has_bf16_units() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
+def fuses_bf16() -> bool:
+    """Whether oneDNN computes bf16 convolutions on this processor; without AVX-512 it refuses."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def prepared(model: nn.Module, network: Network, bf16: bool) -> nn.Module:
     """A copy for inference only: BatchNorms folded away, convolutions fused with what follows them,
     channels last, and bf16 if asked.
@@ -87,8 +92,9 @@ def prepared(model: nn.Module, network: Network, bf16: bool) -> nn.Module:
             continue
         replace_module(fast, norm, nn.Identity())
     fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    example = example_input(fast, network.input_shape, batch=2)
-    fast = fused(fast, example.contiguous(memory_format=torch.channels_last))
+    if not bf16 or fuses_bf16():
+        example = example_input(fast, network.input_shape, batch=2)
+        fast = fused(fast, example.contiguous(memory_format=torch.channels_last))
     return fast.to(torch.bfloat16) if bf16 else fast
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import cloudpickle
 import torch
 
-from amc.cluster import connect
+from amc.cluster import connect, find_modules
 from amc.errors import UserError
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.outcome import Candidate, Measured
@@ -114,7 +114,7 @@ class _Actor:
     def __init__(self, shared: list[Any], threads: int, paths: list[str]) -> None:
         import ray
 
-        sys.path += [path for path in paths if path not in sys.path]
+        find_modules(paths)
         self._evaluator = _copied(ray.get(shared[0]), threads)
 
     def measure(self, candidate: Candidate) -> Measured:

@@ -1,10 +1,11 @@
 """Pareto curves of ResNet-20 and ResNet-56: README.md beside this file.
 
     python experiments/pareto_resnet20/run.py search       every agent at every budget
-    python experiments/pareto_resnet20/run.py finetune     what seed 0 found, an epoch each
+    python experiments/pareto_resnet20/run.py finetune     what one seed found, an epoch each
     python experiments/pareto_resnet20/run.py results      results.csv, hypervolume.csv, pareto.png
 
-With ``--network resnet56`` the other one. Each goes on where it stopped.
+With ``--network resnet56`` the other one, where one search of an agent serves all budgets. Each
+goes on where it stopped; rows of results.csv stay whose runs are not here any more.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from amc.evaluate.outcome import Outcome
 from amc.files import write_json
 from amc.finetune import finetune
-from amc.pareto import HANDCRAFTED, Point, hypervolume, non_dominated, pareto
+from amc.pareto import HANDCRAFTED, Point, counted, hypervolume, non_dominated, pareto
 from amc.problem import Problem
 from amc.run import Run, runs_in
 from amc.search import open_problem
@@ -38,12 +38,13 @@ BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7)
 FAST = ["evaluate.images=2000", "evaluate.calibration_images=500"]
 RACING = "evaluate.racing=0.9"
 LEARNED = ["agent=td3,random", "agent.episodes=300", RACING]
-# one search for the whole curve, with a third of the evaluations
-ONE = 500
-RANGE = ["budget.ratio=[0.3,0.7]", "agent=td3", f"agent.episodes={ONE}", RACING]
+# one search for the whole curve; of ResNet-20 with a third of the evaluations
+ONE = {"resnet20": 500, "resnet56": 300}
+RANGE = ["budget.ratio=[0.3,0.7]", RACING]
 POLICIES = [f"agent={','.join(HANDCRAFTED)}"]
 SEEDS = {"resnet20": (0, 1, 2), "resnet56": (0,)}
-AGENTS = ("td3", "uniform", "td3, one search", "random", "shallow", "deep")
+AGENTS = ("td3", "uniform", "td3, one search", "random", "shallow", "deep", "random, one search")
+KEY = ["agent", "macs_budget", "seed"]
 SHORT = ["epochs=1", "lr=0.01"]  # of fine-tuning
 
 
@@ -75,8 +76,12 @@ def search(network: str, jobs: int) -> None:
     run = partial(sweep, preset(network), out=RUNS, jobs=jobs, show=show)
     seeds, budgets = f"seed={listed(SEEDS[network])}", f"budget.ratio={listed(BUDGETS)}"
     run([budgets, *POLICIES, *FAST, "seed=0"])
-    run([seeds, *RANGE, *FAST])
-    run([seeds, budgets, *LEARNED, *FAST])
+    one = [*RANGE, f"agent.episodes={ONE[network]}"]
+    if network == "resnet56":
+        run([seeds, "agent=td3,random", *one, *FAST])
+    else:
+        run([seeds, "agent=td3", *one, *FAST])
+        run([seeds, budgets, *LEARNED, *FAST])
 
 
 # what they found
@@ -99,7 +104,7 @@ class Found:
 
     @property
     def is_range(self) -> bool:
-        return isinstance(self.run.config.budget.ratio, tuple)
+        return self.run.config.budget.is_range
 
     @property
     def seed(self) -> int:
@@ -124,15 +129,13 @@ def found(network: str) -> Iterator[Found]:
     for run in runs_in(folder(network)):
         if not run.has_best:
             continue
-        lines, budget = run.lines(), run.config.budget.ratio
-        own = lines[-1:] if run.config.agent["name"] in HANDCRAFTED else lines
-        own = [line for line in own if Outcome.from_line(line).can_be_best]
+        own, budget = counted(run), run.config.budget.ratio
         for limit in BUDGETS if isinstance(budget, tuple) else [float(budget or 1)]:
             most = limit * run.best["baseline"]["macs"] + 0.5
             within = [line for line in own if line["macs"] <= most]
             if within:
                 best = max(within, key=lambda line: line["reward"])
-                yield Found(run, network, limit, best, len(lines))
+                yield Found(run, network, limit, best, len(run.lines()))
 
 
 @cache
@@ -152,10 +155,29 @@ def test_accuracy(one: Found) -> float:
     return value
 
 
+def results(network: str) -> Path:
+    return EXPERIMENTS / f"pareto_{network}" / "results.csv"
+
+
+def earlier(network: str) -> pd.DataFrame:
+    """The rows of results.csv whose runs are not here."""
+    if not results(network).is_file():
+        return pd.DataFrame(columns=[*KEY, "finetuned_test_accuracy"])
+    table = pd.read_csv(results(network))
+    here = {(one.agent, one.budget, one.seed) for one in found(network)}
+    return table[[key not in here for key in table[KEY].itertuples(index=False, name=None)]]
+
+
 def tune(network: str) -> None:
-    """The same short training for what seed 0 of each agent found."""
-    for one in sorted(found(network), key=lambda one: (AGENTS.index(one.agent), one.budget)):
-        if one.seed == 0 and not (one.tuned / "metrics.json").is_file():
+    """The same short training for what one seed of each agent found."""
+    before = earlier(network)
+    before = before[before.finetuned_test_accuracy.notna()]
+    tuned = set(before[["agent", "macs_budget"]].itertuples(index=False, name=None))
+    for one in sorted(found(network), key=lambda one: (one.seed, one.agent, one.budget)):
+        if (one.agent, one.budget) in tuned:
+            continue
+        tuned.add((one.agent, one.budget))
+        if not (one.tuned / "metrics.json").is_file():
             metrics = finetune(
                 one.run.path, SHORT, episode=one.line["episode"], to=one.tuned
             ).metrics
@@ -173,23 +195,32 @@ def row(one: Found) -> dict[str, Any]:
         "macs_ratio": one.line["macs"] / one.run.best["baseline"]["macs"],
         "search_accuracy": one.line["search_accuracy"],
         "test_accuracy": test_accuracy(one),
-        "finetuned_test_accuracy": after if one.seed == 0 else None,
+        "finetuned_test_accuracy": after,
         "evaluations": one.evaluations,
         "kl": one.line["kl"],
     }
 
 
 def write_results(network: str) -> None:
-    here = EXPERIMENTS / f"pareto_{network}"
-    table = pd.DataFrame([row(one) for one in found(network)])
-    table = table.sort_values(["agent", "macs_budget", "seed"])
-    table.to_csv(here / "results.csv", index=False)
+    here = results(network).parent
+    table = pd.DataFrame([*earlier(network).to_dict("records"), *map(row, found(network))])
+    table = table.sort_values(KEY)
+    table.to_csv(results(network), index=False)
     measures = ["search_accuracy", "test_accuracy", "finetuned_test_accuracy", "kl"]
     means = table.groupby(["macs_budget", "agent"])[measures].mean()
     print(means.to_string())
-    hypervolumes(network).to_csv(here / "hypervolume.csv", index=False)
-    print(hypervolumes(network).to_string(index=False))
+    if "td3" in {agent for agent, _ in complete(network)}:
+        hypervolumes(network).to_csv(here / "hypervolume.csv", index=False)
+        print(hypervolumes(network).to_string(index=False))
     draw(table, here / "pareto.png", network)
+
+
+def complete(network: str) -> set[tuple[str, int]]:
+    """Agent and seed of those that have searched every budget."""
+    budgets: dict[tuple[str, int], set[float]] = {}
+    for one in found(network):
+        budgets.setdefault((one.agent, one.seed), set()).add(one.budget)
+    return {key for key, own in budgets.items() if len(own) == len(BUDGETS)}
 
 
 def hypervolumes(network: str) -> pd.DataFrame:
@@ -198,19 +229,14 @@ def hypervolumes(network: str) -> pd.DataFrame:
     searches have together as many as the one search. With two reference points: the default, and
     one that leaves hardly more than what the agents can differ in.
     """
-    every = list(found(network))
-    complete = {
-        (one.agent, one.seed)
-        for one in every
-        if len({other.budget for other in every if _same(one, other)}) == len(BUDGETS)
-    }
-    delivered = {(one.agent, one.seed, one.key) for one in every}
+    whole = complete(network)
+    delivered = {(one.agent, one.seed, one.key) for one in found(network)}
     groups: dict[tuple[str, str, int], list[Point]] = {}
     for point in pareto([folder(network)]).points:
         agent = point.agent.split()[0]
         agent = f"{agent}, one search" if " to " in point.agent else agent
-        if (agent, point.seed) in complete:
-            begun = " to " in point.agent or point.episode <= ONE // len(BUDGETS)
+        if (agent, point.seed) in whole:
+            begun = " to " in point.agent or point.episode <= ONE[network] // len(BUDGETS)
             parts = {"all": True, "first": begun}
             key = "-".join(map(str, point.strategy.values()))
             parts["delivered"] = (agent, point.seed, key) in delivered
@@ -228,10 +254,6 @@ def hypervolumes(network: str) -> pd.DataFrame:
     separate = result.xs("td3", level="agent")["mean"]
     result["of_td3"] = result["mean"] / separate.reindex(result.index.droplevel("agent")).to_numpy()
     return result.reset_index()
-
-
-def _same(one: Found, other: Found) -> bool:
-    return (one.agent, one.seed) == (other.agent, other.seed)
 
 
 def lowest(network: str) -> float:
