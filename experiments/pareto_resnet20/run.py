@@ -144,13 +144,13 @@ def problem_of(network: str) -> Problem:
     return open_problem(next(found(network)).run.path)[1]
 
 
-def test_accuracy(one: Found) -> float:
-    """Before fine-tuning; kept in a file."""
-    path = RUNS / "measured" / one.network / f"{one.key}.json"
+def test_accuracy(network: str, key: str, strategy: dict[str, int] | None) -> float:
+    """Of a strategy before fine-tuning, of the untouched network without one; kept in a file."""
+    path = RUNS / "measured" / network / f"{key}.json"
     if not path.is_file():
-        problem = problem_of(one.network)
-        accuracy = problem.accuracy(problem.space.apply(one.strategy), test=True)
-        write_json(path, {"test_accuracy": accuracy})
+        problem = problem_of(network)
+        model = problem.network.model if strategy is None else problem.space.apply(strategy)
+        write_json(path, {"test_accuracy": problem.accuracy(model, test=True)})
     value: float = json.loads(path.read_text())["test_accuracy"]
     return value
 
@@ -194,7 +194,7 @@ def row(one: Found) -> dict[str, Any]:
         "seed": one.seed,
         "macs_ratio": one.line["macs"] / one.run.best["baseline"]["macs"],
         "search_accuracy": one.line["search_accuracy"],
-        "test_accuracy": test_accuracy(one),
+        "test_accuracy": test_accuracy(one.network, one.key, one.strategy),
         "finetuned_test_accuracy": after,
         "evaluations": one.evaluations,
         "kl": one.line["kl"],
@@ -290,6 +290,8 @@ def draw(table: pd.DataFrame, path: Path, network: str) -> None:
             )
         what = "an epoch of fine-tuning" if measure == measures[-1] and len(measures) > 1 else ""
         title = f"after {what}" if what else "before fine-tuning"
+        untouched = 100 * test_accuracy(network, "untouched", None)
+        axes.axhline(untouched, color="0.5", linestyle=":", label="untouched network")
         axes.set(xlabel="MACs (%)", ylabel="test accuracy (%)", title=f"{network}, {title}")
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, loc="lower right")
