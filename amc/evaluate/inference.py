@@ -65,7 +65,8 @@ def has_bf16_units() -> bool:
 
 def fuses_bf16() -> bool:
     """Whether oneDNN computes bf16 convolutions on this processor; without AVX-512 it refuses."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    known = torch.backends.mkldnn.is_available()
+    return known and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def prepared(model: nn.Module, network: Network, bf16: bool) -> nn.Module:

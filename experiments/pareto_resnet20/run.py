@@ -210,8 +210,9 @@ def write_results(network: str) -> None:
     means = table.groupby(["macs_budget", "agent"])[measures].mean()
     print(means.to_string())
     if "td3" in {agent for agent, _ in complete(network)}:
-        hypervolumes(network).to_csv(here / "hypervolume.csv", index=False)
-        print(hypervolumes(network).to_string(index=False))
+        volumes = hypervolumes(network)
+        volumes.to_csv(here / "hypervolume.csv", index=False)
+        print(volumes.to_string(index=False))
     draw(table, here / "pareto.png", network)
 
 
@@ -269,6 +270,7 @@ def draw(table: pd.DataFrame, path: Path, network: str) -> None:
     measures = [name for name in measures if table[name].notna().any()]
     figure = Figure(figsize=(6.5 * len(measures), 5), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(measures)))
+    untouched = 100 * test_accuracy(network, "untouched", None)
     for axes, measure in zip(panels, measures, strict=True):
         for number, agent in enumerate(AGENTS):
             own = table[(table.agent == agent) & table[measure].notna()]
@@ -290,7 +292,6 @@ def draw(table: pd.DataFrame, path: Path, network: str) -> None:
             )
         what = "an epoch of fine-tuning" if measure == measures[-1] and len(measures) > 1 else ""
         title = f"after {what}" if what else "before fine-tuning"
-        untouched = 100 * test_accuracy(network, "untouched", None)
         axes.axhline(untouched, color="0.5", linestyle=":", label="untouched network")
         axes.set(xlabel="MACs (%)", ylabel="test accuracy (%)", title=f"{network}, {title}")
         axes.grid(alpha=0.25)
