@@ -79,7 +79,7 @@ class ConsoleReport:
         self._what = ""
         self._task: TaskID | None = None
         self._bar: Progress | None = None
-        self._start = self._logged = 0.0
+        self._first, self._start, self._logged = 0, 0.0, 0.0
         self._interrupted = False
 
     def listen(self) -> ConsoleReport:
@@ -99,14 +99,14 @@ class ConsoleReport:
         key = what.split(" |", maxsplit=1)[0]
         if key != self._what:
             self.close()
-            self._what, self._start = key, time.monotonic()
-            self._logged = self._start
+            self._what, self._first = key, done  # what was resumed took no time here
+            self._start = self._logged = time.monotonic()
         if self.console.is_terminal:
             self._draw(what, done, total)
         elif done == total or time.monotonic() - self._logged > _LOG_SECONDS:
             self._logged = time.monotonic()
             spent = self._logged - self._start
-            left = spent / max(done, 1) * (total - done)
+            left = spent / max(done - self._first, 1) * (total - done)
             if spent > 2:
                 self.console.print(
                     f"{what}: {done}/{total}, {spent:.0f} s, {left:.0f} s left", highlight=False
@@ -126,7 +126,7 @@ class ConsoleReport:
             )
             self._bar = Progress(*columns, console=self.console)
             self._bar.start()
-            self._task = self._bar.add_task(what, total=total)
+            self._task = self._bar.add_task(what, total=total, completed=done)
         assert self._task is not None
         self._bar.update(self._task, description=what, completed=done, total=total)
 
