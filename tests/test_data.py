@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from amc.errors import UserError
-from amc.evaluate.data import Dataset, load_dataset, split
+from amc.evaluate.data import Dataset, find_file, load_dataset, split
 from amc.network.torchvision_compat import torchvision
 
 
@@ -49,6 +49,17 @@ def test_a_small_dataset_is_divided_by_fifths(digits: Dataset, tmp_path: Path) -
     np.save(tmp_path / "heldout.npy", np.arange(50))
     parts = split(digits, None, 20, heldout=tmp_path / "heldout.npy")
     assert parts.heldout.tolist() == list(range(50)) and len(parts.calibration) == 20
+
+
+def test_a_file_is_looked_for_by_path_in_the_folder_and_in_the_package(tmp_path: Path) -> None:
+    name = "cifar10_heldout_indices.npy"
+    shipped = find_file(name, tmp_path)
+    drawn = np.random.default_rng(0).permutation(50000)[:5000]
+    assert np.load(shipped).tolist() == sorted(drawn.tolist())
+    (tmp_path / name).touch()
+    assert find_file(name, tmp_path) == tmp_path / name
+    assert find_file(str(shipped), tmp_path) == shipped
+    assert find_file("nowhere.npy", tmp_path) == tmp_path / "nowhere.npy"
 
 
 def test_loaders_that_cannot_be_used_are_refused(digits: Dataset) -> None:

@@ -133,13 +133,11 @@ def test_the_wheel_holds_everything_under_one_name(wheel: zipfile.ZipFile) -> No
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"amc"}
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "amc").rglob("*.py")}
-    for folder in ("envs", "agents", "configs"):
+    same = {folder: folder for folder in ("envs", "agents", "configs", "configs/devices")}
+    for inside, folder in {**same, "weights": "experiments/baselines/weights"}.items():
         expected |= {
-            f"amc/{folder}/{path.name}"
+            f"amc/{inside}/{path.name}"
             for path in (ROOT / folder).iterdir()
-            if path.suffix in (".py", ".yaml")
+            if path.suffix in (".py", ".yaml", ".safetensors", ".npy")
         }
-    expected |= {
-        f"amc/configs/devices/{path.name}" for path in (ROOT / "configs" / "devices").glob("*.yaml")
-    }
     assert expected <= names and "amc/py.typed" in names

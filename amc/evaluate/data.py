@@ -7,6 +7,7 @@ rest. The test images are for final figures only.
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -203,9 +204,12 @@ def data_folder(configured: str | None, variable: str = "AMC_DATA_DIR") -> Path:
 
 
 def find_file(name: str, folder: Path) -> Path:
-    """A file by its path, or by its name in a folder."""
+    """A file by its path, by its name in a folder, or by its name among those of `amc.weights`."""
     path = Path(name).expanduser()
-    return path if path.is_file() or path.is_absolute() else folder / name
+    if path.is_file() or path.is_absolute():
+        return path
+    shipped = Path(str(importlib.resources.files("amc.weights"))) / name
+    return shipped if shipped.is_file() and not (folder / name).is_file() else folder / name
 
 
 def load_dataset(name: str, folder: Path, image_size: int = 224) -> Dataset:

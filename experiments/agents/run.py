@@ -60,6 +60,8 @@ class Job:
     def overrides(self) -> list[str]:
         agent = VARIANTS.get(self.agent, [f"agent.name={self.agent}"])
         own = [] if self.agent in ONCE else [f"agent.episodes={EPISODES}"]
+        # the preset of ResNet-20 has another base network now (experiments/baselines)
+        own.append(f"weights=cifar10_{self.network}_45k.safetensors")
         return [*agent, *own, f"budget.ratio={self.budget}", f"seed={self.seed}", *SPACE, *FAST]
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from rich.console import Console
 
-from amc.evaluate.data import data_folder, load_dataset
+from amc.evaluate.data import data_folder, find_file, load_dataset
 from amc.evaluate.inference import ImageSet, logits
 from amc.files import write_json
 from amc.network.models import build_model
-from amc.progress import ConsoleReport
+from amc.progress import ConsoleReport, silent
 from amc.provenance import surroundings
 from amc.training.distill import Objective
 from amc.training.keeper import BEST, InFolder
@@ -27,12 +29,10 @@ from amc.training.trainer import Lesson, Progress, Trainer
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/baselines")
+HELDOUT, PROVENANCE = "cifar10_heldout_indices.npy", "provenance.json"
 
 
 def main() -> None:
-    import torch
-    from rich.console import Console
-
     parser = argparse.ArgumentParser()
     parser.add_argument("network", choices=["resnet20", "resnet56"])
     parser.add_argument("--epochs", type=int, default=200)
@@ -42,32 +42,39 @@ def main() -> None:
     name = f"{chosen.network}_{chosen.epochs}_s{chosen.seed}"
     folder = RUNS / name
     data = load_dataset("cifar10", data_folder(None))
-    heldout = np.load(data_folder(None) / "cifar10_heldout_indices.npy")
+    heldout = np.load(find_file(HELDOUT, data_folder(None))).astype(np.int64)
     rest = np.setdiff1d(np.arange(len(data.train.labels)), heldout)
     torch.manual_seed(chosen.seed)
     model = build_model(f"cifar:{chosen.network}", 10, 3)
-
-    def log(progress: Progress) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(progress.epochs).to_csv(folder / "log.csv", index=False)
-
     with joined() as processes:
+        if processes.first and not (folder / PROVENANCE).is_file():
+            write_json(folder / PROVENANCE, surroundings())
+
+        def log(progress: Progress) -> None:
+            if processes.first:
+                pd.DataFrame(progress.epochs).to_csv(folder / "log.csv", index=False)
+
         lesson = Lesson(Objective(model), data, rest, heldout, chosen.seed)
-        report = ConsoleReport(Console(stderr=True))
-        keeper = InFolder(folder)
-        progress = Trainer(lesson, config, processes, keeper, name, report).run(log)
+        report = ConsoleReport(Console(stderr=True)) if processes.first else silent
+        trainer = Trainer(lesson, config, processes, InFolder(folder), name, report)
+        progress = trainer.run(log)
+    if not processes.first:
+        return
     test = ImageSet.of(data, data.test, np.arange(len(data.test.labels)))
     correct = (logits(model, test, 500, False).argmax(1) == test.labels).float().mean()
     figures = {
         "heldout_accuracy": progress.best["heldout_accuracy"],
         "test_accuracy": float(correct),
         "best_epoch": progress.best["epoch"],
+        "seconds": round(sum(row["seconds"] for row in progress.epochs)),
+        "processes": processes.size,
         "settings": config.model_dump(),
-        **surroundings(),
+        **json.loads((folder / PROVENANCE).read_text()),
     }
-    write_json(HERE / f"cifar10_{chosen.network}_45k.json", figures)
-    shutil.copy(folder / BEST, HERE / f"cifar10_{chosen.network}_45k.safetensors")
-    shutil.copy(folder / "log.csv", HERE / f"cifar10_{chosen.network}_45k.csv")
+    base = f"cifar10_{chosen.network}_base"
+    write_json(HERE / f"{base}.json", figures)
+    shutil.copy(folder / "log.csv", HERE / f"{base}.csv")
+    shutil.copy(folder / BEST, HERE / "weights" / f"{base}.safetensors")
     print(json.dumps(figures, indent=2))
 
 

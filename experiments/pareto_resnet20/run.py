@@ -75,13 +75,15 @@ def search(network: str, jobs: int) -> None:
     told = [-1]
     run = partial(sweep, preset(network), out=RUNS, jobs=jobs, show=show)
     seeds, budgets = f"seed={listed(SEEDS[network])}", f"budget.ratio={listed(BUDGETS)}"
-    run([budgets, *POLICIES, *FAST, "seed=0"])
+    # the preset of ResNet-20 has another base network now (experiments/baselines)
+    own = [*FAST, f"weights=cifar10_{network}_45k.safetensors"]
+    run([budgets, *POLICIES, *own, "seed=0"])
     one = [*RANGE, f"agent.episodes={ONE[network]}"]
     if network == "resnet56":
-        run([seeds, "agent=td3,random", *one, *FAST])
+        run([seeds, "agent=td3,random", *one, *own])
     else:
-        run([seeds, "agent=td3", *one, *FAST])
-        run([seeds, budgets, *LEARNED, *FAST])
+        run([seeds, "agent=td3", *one, *own])
+        run([seeds, budgets, *LEARNED, *own])
 
 
 # what they found

@@ -28,7 +28,7 @@ from reference import Reference
 from torch import nn
 
 from amc.cost.budget import Budget
-from amc.evaluate.data import Dataset, data_folder, load_dataset, split
+from amc.evaluate.data import Dataset, data_folder, find_file, load_dataset, split
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.inference import ImageSet
 from amc.evaluate.rewards import accuracy
@@ -104,7 +104,7 @@ def _cifar(name: str, count: int) -> tuple[Network, ImageSet, torch.Tensor]:
     """A trained network; the images are those it was not trained on while there are enough."""
     folder = data_folder(None)
     dataset = load_dataset("cifar10", folder)
-    heldout = folder / "cifar10_heldout_indices.npy" if count <= 5000 else None
+    heldout = find_file("cifar10_heldout_indices.npy", folder) if count <= 5000 else None
     splits = split(dataset, count, ROWS // 10, 0, heldout)
     model = build_model(name, 10, 3, False)
     file = f"cifar10_{name.removeprefix('cifar:')}_45k.safetensors"
