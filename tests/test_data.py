@@ -60,6 +60,7 @@ def test_a_file_is_looked_for_by_path_in_the_folder_and_in_the_package(tmp_path:
     assert find_file(name, tmp_path) == tmp_path / name
     assert find_file(str(shipped), tmp_path) == shipped
     assert find_file("nowhere.npy", tmp_path) == tmp_path / "nowhere.npy"
+    assert find_file("/nowhere.npy", tmp_path) == Path("/nowhere.npy")
 
 
 def test_loaders_that_cannot_be_used_are_refused(digits: Dataset) -> None:

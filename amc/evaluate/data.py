@@ -205,11 +205,10 @@ def data_folder(configured: str | None, variable: str = "AMC_DATA_DIR") -> Path:
 
 def find_file(name: str, folder: Path) -> Path:
     """A file by its path, by its name in a folder, or by its name among those of `amc.weights`."""
-    path = Path(name).expanduser()
-    if path.is_file() or path.is_absolute():
-        return path
-    shipped = Path(str(importlib.resources.files("amc.weights"))) / name
-    return shipped if shipped.is_file() and not (folder / name).is_file() else folder / name
+    path = Path(name).expanduser()  # an absolute one is itself in every folder
+    shipped = Path(str(importlib.resources.files("amc.weights")))
+    places = path, folder / path, shipped / path
+    return next((place for place in places if place.is_file()), folder / path)
 
 
 def load_dataset(name: str, folder: Path, image_size: int = 224) -> Dataset:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from amc.evaluate.data import data_folder, find_file, load_dataset
+from amc.evaluate.data import data_folder, find_file, load_dataset, split
 from amc.evaluate.inference import ImageSet, logits
 from amc.files import write_json
 from amc.network.models import build_model
@@ -42,19 +42,18 @@ def main() -> None:
     name = f"{chosen.network}_{chosen.epochs}_s{chosen.seed}"
     folder = RUNS / name
     data = load_dataset("cifar10", data_folder(None))
-    heldout = np.load(find_file(HELDOUT, data_folder(None))).astype(np.int64)
-    rest = np.setdiff1d(np.arange(len(data.train.labels)), heldout)
+    splits = split(data, None, None, heldout=find_file(HELDOUT, data_folder(None)))
     torch.manual_seed(chosen.seed)
     model = build_model(f"cifar:{chosen.network}", 10, 3)
     with joined() as processes:
         if processes.first and not (folder / PROVENANCE).is_file():
-            write_json(folder / PROVENANCE, surroundings())
+            write_json(folder / PROVENANCE, {"processes": processes.size, **surroundings()})
 
         def log(progress: Progress) -> None:
             if processes.first:
                 pd.DataFrame(progress.epochs).to_csv(folder / "log.csv", index=False)
 
-        lesson = Lesson(Objective(model), data, rest, heldout, chosen.seed)
+        lesson = Lesson(Objective(model), data, splits.train, splits.heldout, chosen.seed)
         report = ConsoleReport(Console(stderr=True)) if processes.first else silent
         trainer = Trainer(lesson, config, processes, InFolder(folder), name, report)
         progress = trainer.run(log)
@@ -67,7 +66,6 @@ def main() -> None:
         "test_accuracy": float(correct),
         "best_epoch": progress.best["epoch"],
         "seconds": round(sum(row["seconds"] for row in progress.epochs)),
-        "processes": processes.size,
         "settings": config.model_dump(),
         **json.loads((folder / PROVENANCE).read_text()),
     }
