@@ -89,17 +89,19 @@ def draw_finetune(
     """
     x = [row["epoch"] for row in epochs]
     heldout = epochs[0]["heldout_accuracy"] is not None
-    accuracies = [row["heldout_accuracy" if heldout else "train_accuracy"] for row in epochs]
+    key = "heldout_accuracy" if heldout else "train_accuracy"
+    levels = [100 * row[key] for row in epochs]
     label = "held-out" if heldout else "training, augmented"
-    axes.plot(x, [100 * value for value in accuracies], ".-", color="#2b6cb0", label=label)
+    axes.plot(x, levels, ".-", color="#2b6cb0", label=label)
     if heldout:
         for key, color, label in (
             ("baseline_search_accuracy", "#38a169", "uncompressed"),
             ("search_accuracy", "#dd6b20", "before fine-tuning"),
         ):
-            axes.axhline(100 * before[key], color=color, linestyle="--", label=label)
-    low, high = axes.get_ylim()
-    margin = max(0.0, 0.5 - (high - low) / 2)  # at least a point is shown
+            levels.append(100 * before[key])
+            axes.axhline(levels[-1], color=color, linestyle="--", label=label)
+    low, high = min(levels), max(levels)
+    margin = max(0.05 * (high - low), 0.5 - (high - low) / 2)  # at least a point is shown
     axes.set_ylim(low - margin, high + margin)
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Fine-tuning")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import Mine, command, config_of
 
+from amc.drawing import draw_finetune
 from amc.errors import UserError
 from amc.evaluate.data import Dataset
 from amc.export import evaluate, export, load
@@ -46,6 +48,18 @@ def log(folder: Path) -> list[str]:
     """log.csv without the seconds."""
     lines = (folder / "log.csv").read_text().splitlines()
     return [line.rpartition(",")[0] for line in lines]
+
+
+def test_the_picture_shows_what_there_is_and_at_least_a_point() -> None:
+    before = {"baseline_search_accuracy": 0.985, "search_accuracy": 0.9875}
+    for last, limits in ((0.9875, (98.125, 99.125)), (0.5, (50 - 2.4375, 98.75 + 2.4375))):
+        axes = Figure().subplots()
+        epochs = [
+            {"epoch": number, "heldout_accuracy": value}
+            for number, value in ((1, 0.9875), (2, last))
+        ]
+        draw_finetune(axes, epochs, before)
+        assert axes.get_ylim() == pytest.approx(limits)
 
 
 def test_it_gets_the_accuracy_back_and_goes_on_where_it_ended(found: SearchResult) -> None:
