@@ -4,37 +4,45 @@ python experiments/finetune_resnet56/run.py search      the strategies, found wi
 python experiments/finetune_resnet56/run.py finetune    the public network with them, trained
 python experiments/finetune_resnet56/run.py results     results.csv
 
-Each goes on where it stopped.
+Each goes on where it stopped; rows of results.csv stay whose trainings are not here any more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import torch
+from rich.console import Console
 
-from amc.config import load_config
 from amc.finetune import finetune
-from amc.search import resume, search
+from amc.pareto import counted
+from amc.progress import ConsoleReport
+from amc.run import Run, runs_in
+from amc.sweep import Sweep, sweep
+from amc.training.processes import joined
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/finetune_resnet56")
+PRESET = "cifar10_resnet56_channel_macs50"
 PUBLIC = "cifar10_resnet56.safetensors"  # trained on all 50,000 images
-FAST = ["evaluate.images=2000", "evaluate.calibration_images=500", "evaluate.racing=0.9"]
-SEARCH = {"uniform": [], "td3": ["agent.episodes=300"], "random": ["agent.episodes=300"]}
 HALF, PART = 0.5, 0.278  # of the MACs; 3.6 times fewer
+FAST = ["evaluate.images=2000", "evaluate.calibration_images=500"]
+LEARNED = ["agent=td3,random", "agent.episodes=300", "evaluate.racing=0.9"]
+# those within half the MACs are of experiments/pareto_resnet56: one search for 30 to 70%
+SEARCHES = {HALF: Path("runs/pareto"), PART: RUNS}
 DISTILL = ["distill.soft=0.9", "distill.temperature=4"]
+PEAK = {30: 0.05, 120: 0.01}  # learning rate
+KEY = ["strategy", "distillation", "lr", "epochs", "seed", "macs_ratio"]
 
 
 @dataclass(frozen=True)
-class Search:
-    """A strategy."""
+class Strategy:
+    """The best one that an agent found within a budget."""
 
     agent: str
     budget: float
@@ -43,119 +51,134 @@ class Search:
     def name(self) -> str:
         return f"{self.agent}_{round(100 * self.budget)}"
 
-    @property
-    def path(self) -> Path | None:
-        """Its run, where it has one."""
-        found = sorted((RUNS / self.name).glob("s0-*"))
-        return found[0] if found else None
+    @cached_property
+    def found(self) -> tuple[Run, dict[str, Any]] | None:
+        """The run, and the line of its journal; none as long as the search has not ended."""
+        folder = SEARCHES[self.budget] / f"sweep_{PRESET}"
+        for run in runs_in(folder) if folder.is_dir() else []:
+            budget = run.config.budget
+            serves = budget.is_range or budget.ratio == self.budget
+            if run.has_best and serves and run.config.agent["name"] == self.agent:
+                most = self.budget * run.best["baseline"]["macs"] + 0.5
+                within = [line for line in counted(run) if line["macs"] <= most]
+                return run, max(within, key=lambda line: line["reward"])
+        return None
 
 
 @dataclass(frozen=True)
 class Job:
     """A fine-tuning of a strategy."""
 
-    search: Search
+    strategy: Strategy
     distilled: bool
     epochs: int
     seed: int
 
     @property
     def folder(self) -> Path:
-        how = "distilled" if self.distilled else "labels"
-        return RUNS / "tuned" / f"{self.search.name}_{how}_{self.epochs}_s{self.seed}"
+        how = f"{'distilled' if self.distilled else 'labels'}_lr{PEAK[self.epochs]:g}"
+        return RUNS / "tuned" / f"{self.strategy.name}_{how}_{self.epochs}_s{self.seed}"
 
     @property
     def overrides(self) -> list[str]:
         # all images, and the last epoch: the public network has memorised the held-out ones
-        own = [f"epochs={self.epochs}", f"seed={self.seed}", f"weights={PUBLIC}", "hold_out=false"]
+        own = [f"epochs={self.epochs}", f"lr={PEAK[self.epochs]}", f"seed={self.seed}"]
+        own += [f"weights={PUBLIC}", "hold_out=false"]
         return [*own, *(DISTILL if self.distilled else [])]
 
-
-def searches() -> list[Search]:
-    return [Search(agent, budget) for budget in (HALF, PART) for agent in SEARCH]
+    def row(self) -> dict[str, Any] | None:
+        """None as long as it has not ended."""
+        path = self.folder / "metrics.json"
+        if not path.is_file() or self.strategy.found is None:
+            return None
+        metrics, (run, line) = json.loads(path.read_text()), self.strategy.found
+        one = ", one search" if run.config.budget.is_range else ""
+        return {
+            "strategy": self.strategy.agent + one,
+            "distillation": " ".join(DISTILL) if self.distilled else "none",
+            "lr": PEAK[self.epochs],
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "macs_ratio": line["macs"] / run.best["baseline"]["macs"],
+            "test_accuracy": metrics["test_accuracy"],
+            "finetuned_test_accuracy": metrics["finetuned_test_accuracy"],
+            "baseline_test_accuracy": metrics["baseline_test_accuracy"],
+            "seconds": metrics["seconds"],
+        }
 
 
 def jobs() -> list[Job]:
     """All fine-tunings, the most important first."""
-    td3, random, uniform = (Search(agent, HALF) for agent in ("td3", "random", "uniform"))
+    td3, random, uniform = (Strategy(agent, HALF) for agent in ("td3", "random", "uniform"))
     return [
-        Job(td3, False, 30, 0),
         Job(td3, True, 30, 0),
-        Job(uniform, False, 30, 0),
+        Job(td3, False, 30, 0),
         Job(uniform, True, 30, 0),
-        Job(random, False, 30, 0),
+        Job(uniform, False, 30, 0),
         Job(random, True, 30, 0),
+        Job(random, False, 30, 0),
         Job(td3, True, 120, 0),
-        Job(Search("td3", PART), True, 120, 0),
-        *(Job(s, d, 30, 1) for s in (td3, uniform, random) for d in (False, True)),
+        Job(Strategy("td3", PART), True, 120, 0),
+        *(Job(s, d, 30, 1) for s in (td3, uniform, random) for d in (True, False)),
         Job(td3, False, 120, 0),
-        *(Job(Search(agent, PART), True, 120, 0) for agent in ("uniform", "random")),
+        *(Job(Strategy(agent, PART), True, 120, 0) for agent in ("uniform", "random")),
         *(Job(s, True, 120, 0) for s in (uniform, random)),
     ]
 
 
-def run_search(wanted: Search) -> str:
-    torch.set_num_threads(1)
-    if wanted.path is None:
-        own = [f"agent.name={wanted.agent}", *SEARCH[wanted.agent], f"budget.ratio={wanted.budget}"]
-        _, config = load_config("cifar10_resnet56_channel_macs50", [*own, *FAST])
-        best = search(config, out=RUNS, name=wanted.name).best
-    else:
-        best = resume(wanted.path).best
-    return f"{wanted.name}: {100 * best['search_accuracy']:.2f} kl {best['kl']:.4f}"
+def search() -> None:
+    """The strategies at 3.6 times fewer MACs."""
+
+    def show(found: Sweep) -> None:
+        if len(found.ended) != told[0]:
+            told[0] = len(found.ended)
+            print(f"{told[0]} of {len(found.planned)} done", flush=True)
+
+    told = [-1]
+    own = [f"budget.ratio={PART}", *FAST, "seed=0"]
+    sweep(PRESET, ["agent=uniform", *own], out=RUNS, show=show)
+    sweep(PRESET, [*LEARNED, *own], out=RUNS, show=show)
 
 
-def run_finetune(job: Job, threads: int = 1) -> str:
-    torch.set_num_threads(threads)
-    if job.search.path is None or not (job.search.path / "best.json").is_file():
-        return f"{job.folder.name}: its search has not ended"
-    done = finetune(job.search.path, job.overrides, to=job.folder)
-    return f"{job.folder.name}: {100 * done.metrics['finetuned_test_accuracy']:.2f} on test"
+def tune(agents: list[str]) -> None:
+    """One training after the other, all processes at each."""
+    with joined() as processes:
+        for job in jobs():
+            if agents and job.strategy.agent not in agents:
+                continue
+            if job.strategy.found is None:
+                line = "its search has not ended"
+            else:
+                run, episode = job.strategy.found[0].path, job.strategy.found[1]["episode"]
+                report = ConsoleReport(Console(stderr=True))
+                done = finetune(
+                    run, job.overrides, episode=episode, to=job.folder, report=report
+                ).metrics
+                line = f"{100 * done['finetuned_test_accuracy']:.2f} on test"
+            if processes.first:
+                print(f"{job.folder.name}: {line}", flush=True)
 
 
 def write_results() -> None:
-    rows = []
-    for job in jobs():
-        path = job.folder / "metrics.json"
-        if path.is_file() and job.search.path is not None:
-            found = json.loads(path.read_text())
-            best = json.loads((job.search.path / "best.json").read_text())
-            rows.append(
-                {
-                    "strategy": job.search.agent,
-                    "distillation": " ".join(DISTILL) if job.distilled else "none",
-                    "epochs": job.epochs,
-                    "seed": job.seed,
-                    "macs_ratio": best["cost_ratios"]["macs"],
-                    "test_accuracy": found["test_accuracy"],
-                    "finetuned_test_accuracy": found["finetuned_test_accuracy"],
-                    "baseline_test_accuracy": found["baseline_test_accuracy"],
-                    "seconds": found["seconds"],
-                }
-            )
-    table = pd.DataFrame(rows)
-    table.to_csv(HERE / "results.csv", index=False)
+    rows = [row for job in jobs() if (row := job.row()) is not None]
+    path = HERE / "results.csv"
+    before = pd.read_csv(path)
+    table = pd.DataFrame([*before.to_dict("records"), *rows]).drop_duplicates(KEY, keep="last")
+    table.to_csv(path, index=False)
     print(table.to_string(index=False))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["search", "finetune", "results"])
-    parser.add_argument("agents", nargs="*", help="whose strategies; all by default")
-    parser.add_argument("--workers", type=int, default=2, help="of a thread each; 1: all threads")
+    parser.add_argument("agents", nargs="*", help="whose strategies are trained; all by default")
     chosen = parser.parse_args()
-    if chosen.what == "results":
-        return write_results()
-    run, todo = (run_search, searches()) if chosen.what == "search" else (run_finetune, jobs())
-    if chosen.agents:
-        todo = [item for item in todo if getattr(item, "search", item).agent in chosen.agents]
-    if chosen.what == "finetune" and chosen.workers == 1:
-        for job in todo:
-            print(run_finetune(job, torch.get_num_threads()), flush=True)
-        return None
-    with ProcessPoolExecutor(chosen.workers, get_context("spawn")) as pool:
-        for line in pool.map(run, todo):
-            print(line, flush=True)
+    if chosen.what == "search":
+        search()
+    elif chosen.what == "finetune":
+        tune(chosen.agents)
+    else:
+        write_results()
 
 
 if __name__ == "__main__":
