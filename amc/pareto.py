@@ -210,6 +210,16 @@ def counted(run: Run) -> list[dict[str, Any]]:
     return [line for line in lines if Outcome.from_line(line).can_be_best]
 
 
+def best_within(
+    lines: Iterable[dict[str, Any]], metric: str, limit: float
+) -> dict[str, Any] | None:
+    """Of the lines that cost no more than a limit the one with the highest reward, of equal ones
+    the cheapest; none where all cost more.
+    """
+    within = (line for line in lines if line[metric] <= limit)
+    return max(within, key=lambda line: (line["reward"], -line[metric]), default=None)
+
+
 def _point(run: Run, agent: str, line: Mapping[str, Any], metric: str, original: float) -> Point:
     return Point(
         agent,
@@ -224,7 +234,7 @@ def _point(run: Run, agent: str, line: Mapping[str, Any], metric: str, original:
     )
 
 
-def _picks(run: Run, lines: Sequence[Mapping[str, Any]], points: Sequence[Point]) -> Iterator[Pick]:
+def _picks(run: Run, lines: Sequence[dict[str, Any]], points: Sequence[Point]) -> Iterator[Pick]:
     """Within the run's budget; where that is a range, within several of it."""
     budget = run.config.budget
     limits = {budget.label: float("inf")}
@@ -232,11 +242,11 @@ def _picks(run: Run, lines: Sequence[Mapping[str, Any]], points: Sequence[Point]
         whole = run.best["baseline"][budget.metric]
         ratios = np.linspace(*budget.ratio, PICKS + 1)[1:]  # hardly any is within the least
         limits = {f"{ratio:.3g}": float(ratio * whole) for ratio in ratios}
+    by_episode = {point.episode: point for point in points}
     for label, limit in limits.items():
-        within = [n for n, line in enumerate(lines) if line[budget.metric] <= limit]
-        if within:
-            best = max(within, key=lambda n: (lines[n]["reward"], -points[n].ratio))
-            yield Pick(f"{budget.metric} {label}", points[best])
+        best = best_within(lines, budget.metric, limit)
+        if best is not None:
+            yield Pick(f"{budget.metric} {label}", by_episode[best["episode"]])
 
 
 def tables(found: Pareto) -> dict[str, pd.DataFrame]:

@@ -20,7 +20,7 @@ import pandas as pd
 from rich.console import Console
 
 from amc.finetune import finetune
-from amc.pareto import counted
+from amc.pareto import best_within, counted
 from amc.progress import ConsoleReport
 from amc.run import Run, runs_in
 from amc.sweep import Sweep, sweep
@@ -60,8 +60,8 @@ class Strategy:
             serves = budget.is_range or budget.ratio == self.budget
             if run.has_best and serves and run.config.agent["name"] == self.agent:
                 most = self.budget * run.best["baseline"]["macs"] + 0.5
-                within = [line for line in counted(run) if line["macs"] <= most]
-                return run, max(within, key=lambda line: line["reward"])
+                best = best_within(counted(run), "macs", most)
+                return None if best is None else (run, best)
         return None
 
 
@@ -150,10 +150,13 @@ def tune(agents: list[str]) -> None:
             if job.strategy.found is None:
                 line = "its search has not ended"
             else:
-                run, episode = job.strategy.found[0].path, job.strategy.found[1]["episode"]
-                report = ConsoleReport(Console(stderr=True))
+                run, best = job.strategy.found
                 done = finetune(
-                    run, job.overrides, episode=episode, to=job.folder, report=report
+                    run.path,
+                    job.overrides,
+                    episode=best["episode"],
+                    to=job.folder,
+                    report=ConsoleReport(Console(stderr=True)),
                 ).metrics
                 line = f"{100 * done['finetuned_test_accuracy']:.2f} on test"
             if processes.first:

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from amc.files import write_json
 from amc.finetune import finetune
-from amc.pareto import HANDCRAFTED, Point, counted, hypervolume, non_dominated, pareto
+from amc.pareto import HANDCRAFTED, Point, best_within, counted, hypervolume, non_dominated, pareto
 from amc.problem import Problem
 from amc.run import Run, runs_in
 from amc.search import open_problem
@@ -134,9 +134,8 @@ def found(network: str) -> Iterator[Found]:
         own, budget = counted(run), run.config.budget.ratio
         for limit in BUDGETS if isinstance(budget, tuple) else [float(budget or 1)]:
             most = limit * run.best["baseline"]["macs"] + 0.5
-            within = [line for line in own if line["macs"] <= most]
-            if within:
-                best = max(within, key=lambda line: line["reward"])
+            best = best_within(own, "macs", most)
+            if best is not None:
                 yield Found(run, network, limit, best, len(run.lines()))
 
 
