@@ -36,7 +36,7 @@ LEARNED = ["agent=td3,random", "agent.episodes=300", "evaluate.racing=0.9"]
 # those within half the MACs are of experiments/pareto_resnet56: one search for 30 to 70%
 SEARCHES = {HALF: Path("runs/pareto"), PART: RUNS}
 DISTILL = ["distill.soft=0.9", "distill.temperature=4"]
-PEAK = {26: 0.05, 30: 0.05, 120: 0.01}  # learning rate for so many epochs
+PEAK = {30: 0.05, 120: 0.01}  # learning rate for so many epochs
 KEY = ["strategy", "distillation", "lr", "epochs", "seed", "macs_ratio"]
 
 
@@ -111,7 +111,6 @@ def jobs() -> list[Job]:
     """All fine-tunings, the most important first."""
     td3, random, uniform = (Strategy(agent, HALF) for agent in ("td3", "random", "uniform"))
     return [
-        Job(td3, True, 26, 0),
         Job(td3, True, 30, 0),
         Job(td3, False, 30, 0),
         Job(uniform, True, 30, 0),
