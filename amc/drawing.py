@@ -91,7 +91,7 @@ def draw_finetune(
     heldout = epochs[0]["heldout_accuracy"] is not None
     key = "heldout_accuracy" if heldout else "train_accuracy"
     levels = [100 * row[key] for row in epochs]
-    label = "held-out" if heldout else "training, augmented"
+    label = "held-out" if heldout else "training"
     axes.plot(x, levels, ".-", color="#2b6cb0", label=label)
     if heldout:
         for key, color, label in (

@@ -57,7 +57,7 @@ def plot_finetune(
     draw_finetune(left, epochs, before)
     x, losses = [row["epoch"] for row in epochs], [row["train_loss"] for row in epochs]
     right.plot(x, losses, ".-", color="#2b6cb0")
-    right.set(xlabel="epoch", ylabel="loss", title="What is minimised, on augmented images")
+    right.set(xlabel="epoch", ylabel="loss", title="What is minimised, on training images")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     _write(figure, path)
 

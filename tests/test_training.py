@@ -20,7 +20,7 @@ from amc.training.distill import Objective
 from amc.training.keeper import InFolder, InMemory
 from amc.training.processes import Processes
 from amc.training.settings import TrainConfig
-from amc.training.trainer import Lesson, Trainer, train
+from amc.training.trainer import Lesson, Progress, Trainer, train
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -55,6 +55,11 @@ def test_the_last_epoch_is_the_result_where_nothing_is_held_out(digits: Dataset)
     own = Lesson(Objective(model), digits, np.arange(300))
     done = Trainer(own, TrainConfig(epochs=2, augment=False), ALONE, InMemory(ALONE)).run()
     assert done.best is done.epochs[-1] and done.best["heldout_accuracy"] is None
+
+
+def test_of_equally_good_epochs_the_last_is_the_result() -> None:
+    rows = [{"epoch": i + 1, "heldout_accuracy": a} for i, a in enumerate([0.5, 0.9, 0.9, 0.8])]
+    assert Progress(epochs=rows).best["epoch"] == 3
 
 
 class Killed(Exception):

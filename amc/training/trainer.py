@@ -71,12 +71,12 @@ class Progress:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The epoch that is the result: the first of the best on the held-out images, else the
-        last.
+        """The epoch that is the result: the best on the held-out images, of equal ones the last,
+        since the learning rate has fallen further; without such images the last.
         """
         if self.epochs[-1]["heldout_accuracy"] is None:
             return self.epochs[-1]
-        return max(self.epochs, key=lambda row: row["heldout_accuracy"])
+        return max(reversed(self.epochs), key=lambda row: row["heldout_accuracy"])
 
 
 class Trainer:
