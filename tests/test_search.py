@@ -287,7 +287,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(digits: Dataset, tmp_path: Pa
         (["search", PRESET, "space.name=chanel"], "did you mean 'channel'"),
         (["search", PRESET, "budget.ratio=0.0001"], "the smallest possible is"),
         (["search", PRESET, "budget.ratio=2"], "at most 1"),
-        (["search", PRESET, "weights=nowhere.safetensors"], "AMC_WEIGHTS_DIR"),
+        (
+            ["search", PRESET, "weights=nowhere.safetensors"],
+            "does not exist: name it as weights, or its folder as weights_dir or AMC_WEIGHTS_DIR",
+        ),
         (["search", PRESET, "train=null"], "has no weights"),
         (["search", PRESET, "evaluate.images=5000"], "are more than 'digits' has"),
         (["search", PRESET, "heldout=nowhere.npy"], "does not exist"),
