@@ -54,6 +54,7 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
     axes.axhline(base, color="#38a169", linestyle=":", label="before compression")
     accuracies = [100 * line["search_accuracy"] for line in lines]
     axes.set_ylim(max(0.0, float(np.percentile(accuracies, 5)) - 2), max(base, *accuracies) + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
         xlabel="episode",
         ylabel="search accuracy (%)",

@@ -29,7 +29,6 @@ from amc.spaces.base import CompressionSpace
 from amc.spaces.bounding import Bounds
 from amc.training.trainer import train
 
-WEIGHTS_DIR = "AMC_WEIGHTS_DIR"  # the environment variable that names the folder of weights
 _SHAPES: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
 
@@ -211,13 +210,8 @@ def weights_file(config: Config) -> Path | None:
     if config.weights in (None, "DEFAULT"):
         return None
     assert config.weights is not None
-    path = find_file(config.weights, data_folder(config.weights_dir, WEIGHTS_DIR))
-    if not path.is_file():
-        raise UserError(
-            f"the weights file {str(path)!r} does not exist: name it as weights, or its folder as "
-            f"weights_dir or {WEIGHTS_DIR}"
-        )
-    return path
+    key = "weights_dir"
+    return find_file(config.weights, data_folder(config.weights_dir, key), key)
 
 
 def _needs_training(config: Config) -> bool:

@@ -59,8 +59,12 @@ def test_a_file_is_looked_for_by_path_in_the_folder_and_in_the_package(tmp_path:
     (tmp_path / name).touch()
     assert find_file(name, tmp_path) == tmp_path / name
     assert find_file(str(shipped), tmp_path) == shipped
-    assert find_file("nowhere.npy", tmp_path) == tmp_path / "nowhere.npy"
-    assert find_file("/nowhere.npy", tmp_path) == Path("/nowhere.npy")
+    with pytest.raises(UserError, match=f"{tmp_path}/nowhere.npy' does not exist"):
+        find_file("nowhere.npy", tmp_path)
+    with pytest.raises(
+        UserError, match=r"'/nowhere.npy' .* name its folder as weights_dir or AMC_"
+    ):
+        find_file("/nowhere.npy", tmp_path, "weights_dir")
 
 
 def test_loaders_that_cannot_be_used_are_refused(digits: Dataset) -> None:

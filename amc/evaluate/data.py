@@ -183,32 +183,50 @@ def split(
 
 
 def _read_indices(path: Path, total: int) -> IntArray:
-    if not path.is_file():
-        raise UserError(f"the file of held-out indices {str(path)!r} does not exist")
     try:
         indices = np.load(path, allow_pickle=False).astype(np.int64).reshape(-1)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
-            f"the file of held-out indices {str(path)!r} is damaged: {error}"
+            f"the file of held-out indices {str(path)!r} cannot be read: {error}"
         ) from error
     if len(np.unique(indices)) != len(indices) or indices.min() < 0 or indices.max() >= total:
         raise UserError(f"{str(path)!r} must hold different indices from 0 to {total - 1}")
     return np.asarray(indices)
 
 
-def data_folder(configured: str | None, variable: str = "AMC_DATA_DIR") -> Path:
-    """The configured folder, else the environment variable's, else ~/.cache/amc."""
+def data_folder(configured: str | None, key: str = "data_dir") -> Path:
+    """The configured folder, else that of the environment variable named after the key of the
+    config (`AMC_DATA_DIR`), else ~/.cache/amc.
+    """
     return Path(
-        configured or os.environ.get(variable) or Path.home() / ".cache" / "amc"
+        configured or os.environ.get(_variable(key)) or Path.home() / ".cache" / "amc"
     ).expanduser()
 
 
-def find_file(name: str, folder: Path) -> Path:
-    """A file by its path, by its name in a folder, or by its name among those of `amc.weights`."""
+def find_file(name: str, folder: Path, key: str = "data_dir") -> Path:
+    """A file by its path, by its name in a folder, or by its name among those of `amc.weights`.
+
+    Args:
+        name: or path.
+        folder: `data_folder` of the key.
+        key: of the config, that names the folder.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(name).expanduser()  # an absolute one is itself in every folder
     shipped = Path(str(importlib.resources.files("amc.weights")))
-    places = path, folder / path, shipped / path
-    return next((place for place in places if place.is_file()), folder / path)
+    for place in (path, folder / path, shipped / path):
+        if place.is_file():
+            return place
+    raise UserError(
+        f"the file {str(folder / path)!r} does not exist: give its whole path, or name its folder "
+        f"as {key} or {_variable(key)}"
+    )
+
+
+def _variable(key: str) -> str:
+    return f"AMC_{key.upper()}"
 
 
 def load_dataset(name: str, folder: Path, image_size: int = 224) -> Dataset:
@@ -241,8 +259,6 @@ def _digits(_folder: Path) -> Dataset:
 
 
 def _npz(name: str, path: Path, **normalisation: Any) -> Dataset:
-    if not path.is_file():
-        raise UserError(f"the data file {str(path)!r} does not exist")
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -108,7 +108,7 @@ def _cifar(name: str, count: int) -> tuple[Network, ImageSet, torch.Tensor]:
     splits = split(dataset, count, ROWS // 10, 0, heldout)
     model = build_model(name, 10, 3, False)
     file = f"cifar10_{name.removeprefix('cifar:')}_45k.safetensors"
-    load_weights(model, data_folder(None, "AMC_WEIGHTS_DIR") / file)
+    load_weights(model, data_folder(None, "weights_dir") / file)
     network = Network.of(model, dataset.input_shape, name)
     images = ImageSet.of(dataset, dataset.train, splits.heldout)
     calibration = ImageSet.of(dataset, dataset.train, splits.calibration)
