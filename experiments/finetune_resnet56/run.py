@@ -3,8 +3,9 @@
 python experiments/finetune_resnet56/run.py search      the strategies, found with the 45k network
 python experiments/finetune_resnet56/run.py finetune    the public network with them, trained
 python experiments/finetune_resnet56/run.py results     results.csv
+python experiments/finetune_resnet56/run.py apart       apart.csv: each two trained networks
 
-Each goes on where it stopped; rows of results.csv stay whose trainings are not here any more.
+Each goes on where it stopped; rows of the tables stay whose trainings are not here any more.
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ import argparse
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
+from scipy.stats import binomtest
+from torch import Tensor
 
-from amc.finetune import finetune
+from amc.evaluate.data import data_folder, load_dataset
+from amc.evaluate.inference import ImageSet, logits
+from amc.finetune import FinetuneResult, finetune
 from amc.pareto import best_within, counted
-from amc.progress import ConsoleReport
+from amc.progress import ConsoleReport, Report, silent
 from amc.run import Run, runs_in
 from amc.sweep import Sweep, sweep
 from amc.training.processes import joined
@@ -37,6 +44,7 @@ LEARNED = ["agent=td3,random", "agent.episodes=300", "evaluate.racing=0.9"]
 SEARCHES = {HALF: Path("runs/pareto"), PART: RUNS}
 DISTILL = ["distill.soft=0.9", "distill.temperature=4"]
 PEAK = {30: 0.05, 120: 0.01}  # learning rate for so many epochs
+APART = ["first", "second", "only_first_right", "only_second_right", "p"]
 KEY = ["strategy", "distillation", "lr", "epochs", "seed", "macs_ratio"]
 
 
@@ -85,6 +93,15 @@ class Job:
         own = [f"epochs={self.epochs}", f"lr={PEAK[self.epochs]}", f"seed={self.seed}"]
         own += [f"weights={PUBLIC}", "hold_out=false"]
         return [*own, *(DISTILL if self.distilled else [])]
+
+    def train(self, report: Report = silent) -> FinetuneResult | None:
+        """Or what it came to, where it has ended; None as long as the search has not."""
+        if self.strategy.found is None:
+            return None
+        run, best = self.strategy.found
+        return finetune(
+            run.path, self.overrides, episode=best["episode"], to=self.folder, report=report
+        )
 
     def row(self) -> dict[str, Any] | None:
         """None as long as it has not ended."""
@@ -146,42 +163,58 @@ def tune(agents: list[str]) -> None:
         for job in jobs():
             if agents and job.strategy.agent not in agents:
                 continue
-            if job.strategy.found is None:
-                line = "its search has not ended"
-            else:
-                run, best = job.strategy.found
-                done = finetune(
-                    run.path,
-                    job.overrides,
-                    episode=best["episode"],
-                    to=job.folder,
-                    report=ConsoleReport(Console(stderr=True)),
-                ).metrics
-                line = f"{100 * done['finetuned_test_accuracy']:.2f} on test"
+            done = job.train(ConsoleReport(Console(stderr=True)))
+            line = "its search has not ended"
+            if done is not None:
+                line = f"{100 * done.metrics['finetuned_test_accuracy']:.2f} on test"
             if processes.first:
                 print(f"{job.folder.name}: {line}", flush=True)
 
 
 def write_results() -> None:
-    rows = [row for job in jobs() if (row := job.row()) is not None]
-    path = HERE / "results.csv"
-    before = pd.read_csv(path)
-    table = pd.DataFrame([*before.to_dict("records"), *rows]).drop_duplicates(KEY, keep="last")
+    _write("results.csv", [row for job in jobs() if (row := job.row()) is not None], KEY)
+
+
+def write_apart() -> None:
+    """On how many test images only one of two networks is right, and how often chance alone gives
+    so much or more (McNemar's exact test).
+    """
+    data = load_dataset("cifar10", data_folder(None))
+    images = ImageSet.of(data, data.test, np.arange(len(data.test.labels)))
+    right: dict[str, Tensor] = {}
+    for job in jobs():
+        if job.row() is not None and (done := job.train()) is not None:
+            outputs = logits(done.model, images, 500, bf16=False)
+            right[job.folder.name] = outputs.argmax(1) == images.labels
+    rows = []
+    for (first, ours), (second, theirs) in combinations(right.items(), 2):
+        only = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+        p = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+        rows.append(dict(zip(APART, (first, second, *only, round(p, 4)), strict=True)))
+    _write("apart.csv", rows, APART[:2])
+
+
+def _write(name: str, rows: list[dict[str, Any]], key: list[str]) -> None:
+    path = HERE / name
+    before = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    table = pd.DataFrame([*before, *rows]).drop_duplicates(key, keep="last")
     table.to_csv(path, index=False)
     print(table.to_string(index=False))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["search", "finetune", "results"])
+    parser.add_argument("what", choices=["search", "finetune", "results", "apart"])
     parser.add_argument("agents", nargs="*", help="whose strategies are trained; all by default")
     chosen = parser.parse_args()
     if chosen.what == "search":
         search()
     elif chosen.what == "finetune":
         tune(chosen.agents)
-    else:
+    elif chosen.what == "results":
         write_results()
+    else:
+        write_apart()
 
 
 if __name__ == "__main__":
