@@ -41,6 +41,7 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
         color=rcParams["text.color"],
         linewidth=1.2,
         label="best accuracy so far",
+        drawstyle="steps-post",
     )
     for line in lines:
         if line["phase"] == "uniform":
