@@ -35,13 +35,13 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
                 axes.plot(x, y, ".", color=color, label=name, markersize=4, alpha=alpha)
     walked = [line for line in lines if Outcome.from_line(line).can_be_best]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
-    axes.plot(
+    axes.step(
         [*(line["episode"] for line in walked), lines[-1]["episode"]],
         [*running, running[-1]],
+        where="post",
         color=rcParams["text.color"],
         linewidth=1.2,
         label="best accuracy so far",
-        drawstyle="steps-post",
     )
     for line in lines:
         if line["phase"] == "uniform":

@@ -210,8 +210,7 @@ def weights_file(config: Config) -> Path | None:
     if config.weights in (None, "DEFAULT"):
         return None
     assert config.weights is not None
-    key = "weights_dir"
-    return find_file(config.weights, data_folder(config.weights_dir, key), key)
+    return find_file(config.weights, config.weights_dir, "weights_dir")
 
 
 def _needs_training(config: Config) -> bool:

@@ -62,7 +62,7 @@ def test_a_file_is_looked_for_by_path_in_the_folder_and_in_the_package(tmp_path:
     with pytest.raises(UserError, match=f"{tmp_path}/nowhere.npy' does not exist"):
         find_file("nowhere.npy", tmp_path)
     with pytest.raises(
-        UserError, match=r"'/nowhere.npy' .* name its folder as weights_dir or AMC_"
+        UserError, match=r"'/nowhere.npy' does not .* weights_dir or AMC_WEIGHTS_DIR"
     ):
         find_file("/nowhere.npy", tmp_path, "weights_dir")
 

@@ -274,6 +274,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(digits: Dataset, tmp_path: Pa
     assert run.load_checkpoint() is not None and not list((path / "checkpoint").glob("*.part"))
 
 
+NOWHERE = "does not exist: give its whole path, or name its folder as data_dir or AMC_DATA_DIR"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -282,7 +285,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(digits: Dataset, tmp_path: Pa
         (["search", PRESET, "model=torchvision:resnet19"], "did you mean 'torchvision:resnet1"),
         (["search", PRESET, "model=nosuch:Net"], "no module 'nosuch'"),
         (["search", PRESET, "dataset=digit"], "did you mean 'digits'"),
-        (["search", PRESET, "dataset=npz:nowhere.npz"], "as data_dir or AMC_DATA_DIR"),
+        (["search", PRESET, "dataset=npz:nowhere.npz"], NOWHERE),
         (["search", PRESET, "dataset=imagefolder:nowhere"], "must have a folder train"),
         (["search", PRESET, "space.name=chanel"], "did you mean 'channel'"),
         (["search", PRESET, "budget.ratio=0.0001"], "the smallest possible is"),
@@ -294,7 +297,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(digits: Dataset, tmp_path: Pa
         ),
         (["search", PRESET, "train=null"], "has no weights"),
         (["search", PRESET, "evaluate.images=5000"], "are more than 'digits' has"),
-        (["search", PRESET, "heldout=nowhere.npy"], "as data_dir or AMC_DATA_DIR"),
+        (["search", PRESET, "heldout=nowhere.npy"], NOWHERE),
         (["search", PRESET, "model=torchvision:vgg11"], "does not run on an input of shape"),
         (["resume", "nowhere"], "is not a run directory"),
         (["export", "nowhere"], "is not a run directory"),

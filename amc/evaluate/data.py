@@ -194,7 +194,7 @@ def _read_indices(path: Path, total: int) -> IntArray:
     return np.asarray(indices)
 
 
-def data_folder(configured: str | None, key: str = "data_dir") -> Path:
+def data_folder(configured: str | Path | None, key: str = "data_dir") -> Path:
     """The configured folder, else that of the environment variable named after the key of the
     config (`AMC_DATA_DIR`), else ~/.cache/amc.
     """
@@ -203,18 +203,19 @@ def data_folder(configured: str | None, key: str = "data_dir") -> Path:
     ).expanduser()
 
 
-def find_file(name: str, folder: Path, key: str = "data_dir") -> Path:
-    """A file by its path, by its name in a folder, or by its name among those of `amc.weights`.
+def find_file(name: str, configured: str | Path | None, key: str = "data_dir") -> Path:
+    """A file by its path, by its name in the folder, or by its name among those of `amc.weights`.
 
     Args:
         name: or path.
-        folder: `data_folder` of the key.
+        configured: the folder; with none, `data_folder` of the key.
         key: of the config, that names the folder.
 
     Raises:
         UserError: there is none.
     """
     path = Path(name).expanduser()  # an absolute one is itself in every folder
+    folder = data_folder(configured, key)
     shipped = Path(str(importlib.resources.files("amc.weights")))
     for place in (path, folder / path, shipped / path):
         if place.is_file():

@@ -24,7 +24,7 @@ from run import ONCE, RUNS, Job, jobs
 from scipy.stats import spearmanr
 
 from amc.compare import Curve
-from amc.evaluate.data import data_folder, find_file
+from amc.evaluate.data import find_file
 from amc.evaluate.inference import ImageSet, logits, per_image, prepared
 from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
@@ -57,7 +57,7 @@ def images_of(job: Job) -> dict[str, tuple[ImageSet, torch.Tensor]]:
     """
     problem = problem_of(job)
     data, seen = problem.dataset, problem.splits.heldout
-    every = np.load(find_file("cifar10_heldout_indices.npy", data_folder(None)))
+    every = np.load(find_file("cifar10_heldout_indices.npy", None))
     sets = {
         "seen": ImageSet.of(data, data.train, seen),
         "fresh": ImageSet.of(data, data.train, np.setdiff1d(every, seen)),

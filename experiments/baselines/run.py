@@ -42,7 +42,7 @@ def main() -> None:
     name = f"{chosen.network}_{chosen.epochs}_s{chosen.seed}"
     folder = RUNS / name
     data = load_dataset("cifar10", data_folder(None))
-    splits = split(data, None, None, heldout=find_file(HELDOUT, data_folder(None)))
+    splits = split(data, None, None, heldout=find_file(HELDOUT, None))
     torch.manual_seed(chosen.seed)
     model = build_model(f"cifar:{chosen.network}", 10, 3)
     with joined() as processes:
