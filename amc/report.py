@@ -98,8 +98,28 @@ def report(path: str | Path) -> Path:
 
 
 def _of_run(run: Run) -> list[str]:
-    best, lines, config = run.best, run.lines(), run.config
-    before, after = best["baseline"], best
+    best, config = run.best, run.config
+    budget = config.budget
+    limit = budget.label + (" of its" if budget.ratio is not None else "")
+    strategy = [
+        (name, str(choice), f"{ratio:.3f}")
+        for (name, choice), ratio in zip(best["strategy"].items(), best["ratios"], strict=True)
+    ]
+    return [
+        f"<p>{html.escape(str(config.model or 'a network given from Python'))} within {limit} "
+        f"{LABELS[budget.metric]}, by {html.escape(config.agent['name'])}, seed {config.seed}: "
+        f"episode {best['episode']} of {len(run.lines()) - 1} has the highest reward.</p>",
+        _table(("", "original", "compressed", "ratio"), _measured(run)),
+        f'<div class="pictures">{"".join(_pictures(run))}</div>',
+        _details("Strategy", _table(("decision", "choice", "keep ratio"), strategy)),
+        _details("Configuration", _pre(to_yaml(config))),
+        _details("Provenance", _pre(json.dumps(run.provenance, indent=2))),
+    ]
+
+
+def _measured(run: Run) -> list[tuple[str, ...]]:
+    """Rows of accuracies and costs: the original, the compressed network, their ratio."""
+    before, after = run.best["baseline"], run.best
     rows: list[tuple[str, ...]] = [("search accuracy", _percent(before), _percent(after), "")]
     rows += _tested(run)
     for key in ON_PAPER:
@@ -109,49 +129,40 @@ def _of_run(run: Run) -> list[str]:
         ratio = f"{after['latency_ms'] / before['latency_ms']:.3f}"
         times = f"{before['latency_ms']:.3f}", f"{after['latency_ms']:.3f}"
         rows.append(("latency, predicted, ms", *times, ratio))
-    budget = config.budget
-    limit = budget.label + (" of its" if budget.ratio is not None else "")
-    widths = {
-        row["name"]: row["out_channels"]
-        for row in pd.read_csv(run.path / "layers.csv").to_dict("records")
-    }
+    return rows
+
+
+def _pictures(run: Run) -> list[str]:
+    best, budget = run.best, run.config.budget
     front = pareto([run.path], budget.metric)
-    if budget.is_range:
-        kept = _picture(
-            "picks",
-            lambda axes: draw_picks(axes, front.picks),
-            "what is kept within each budget",
-        )
-    else:
-        kept = _picture(
-            "widths",
-            lambda axes: draw_widths(axes, best, widths),
-            "what is kept of each layer: the original (pale) and the best strategy (dark)",
-        )
-    pictures = [
-        _picture("search", lambda axes: draw_search(axes, lines, best), "accuracy over episodes"),
-        kept,
+    found = [
+        _picture(
+            "search", lambda axes: draw_search(axes, run.lines(), best), "accuracy over episodes"
+        ),
+        _picks(front) if budget.is_range else _widths(run),
         _front(front),
         _picture(
             "time", lambda axes: draw_seconds(axes, run.profile()), "where an episode's time goes"
         ),
     ]
     if (run.path / FOLDER / LOG).is_file():
-        pictures.append(_finetuning(run.path / FOLDER))
-    strategy = [
-        (name, str(choice), f"{ratio:.3f}")
-        for (name, choice), ratio in zip(best["strategy"].items(), best["ratios"], strict=True)
-    ]
-    return [
-        f"<p>{html.escape(str(config.model or 'a network given from Python'))} within {limit} "
-        f"{LABELS[budget.metric]}, by {html.escape(config.agent['name'])}, seed {config.seed}: "
-        f"episode {best['episode']} of {len(lines) - 1} has the highest reward.</p>",
-        _table(("", "original", "compressed", "ratio"), rows),
-        f'<div class="pictures">{"".join(pictures)}</div>',
-        _details("Strategy", _table(("decision", "choice", "keep ratio"), strategy)),
-        _details("Configuration", _pre(to_yaml(config))),
-        _details("Provenance", _pre(json.dumps(run.provenance, indent=2))),
-    ]
+        found.append(_finetuning(run.path / FOLDER))
+    return found
+
+
+def _picks(front: Pareto) -> str:
+    return _picture(
+        "picks", lambda axes: draw_picks(axes, front.picks), "what is kept within each budget"
+    )
+
+
+def _widths(run: Run) -> str:
+    widths = {
+        row["name"]: row["out_channels"]
+        for row in pd.read_csv(run.path / "layers.csv").to_dict("records")
+    }
+    caption = "what is kept of each layer: the original (pale) and the best strategy (dark)"
+    return _picture("widths", lambda axes: draw_widths(axes, run.best, widths), caption)
 
 
 def _finetuning(folder: Path) -> str:
