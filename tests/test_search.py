@@ -209,7 +209,9 @@ def test_export_and_evaluate_from_the_command_line(tmp_path: Path) -> None:
     assert exported.returncode == 0 and "test accuracy" in exported.stdout, exported.stderr
     metrics = json.loads((path / "export" / "metrics.json").read_text())
     results = [evaluate(path, test=True), evaluate(path / "export", test=True)]
-    assert results[0]["test_accuracy"] == results[1]["test_accuracy"] == metrics["test_accuracy"]
+    assert results[1]["test_accuracy"] == metrics["test_accuracy"]
+    # repaired anew, with the threads of this process: rounding may decide an image or two
+    assert abs(results[0]["test_accuracy"] - metrics["test_accuracy"]) <= 0.01
     assert results[0]["search_accuracy"] == pytest.approx(
         Run.open(path).best["search_accuracy"], abs=0.011
     )

@@ -113,7 +113,7 @@ data = Dataset.from_arrays("some", x, y, x, y)
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 with joined() as processes:
     lesson = Lesson(Objective(model), data, np.arange(100), np.arange(100, 120))
-    settings = TrainConfig(epochs=2, batch_size=20, lr=0.05, ema=0.5, augment="shift")
+    settings = TrainConfig(epochs=2, batch_size=20, lr=0.05, ema=0.5, precision="fp32")
     done = Trainer(lesson, settings, processes, InFolder(Path(sys.argv[1]))).run()
     assert processes.size == int(sys.argv[2])
     if processes.first:

@@ -298,7 +298,9 @@ def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
     """Whether a training computes in bf16 (autocast) on a device."""
     if config.precision != "auto":
         return config.precision == "bf16"
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16_units()
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return has_bf16_units()
 
 
 def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:

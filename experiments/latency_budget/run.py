@@ -46,6 +46,7 @@ SEARCHES = {
     "resnet56": (("latency_ms", 0.5), ("macs", 0.5), ("macs", 0.26)),
     "mobilenet_v2": (("latency_ms", 0.5), ("macs", 0.5), ("macs", 0.46)),
 }
+WEIGHTS = "weights=cifar10_resnet56_45k.safetensors"
 QUICK = ["evaluate.racing=0.9", "evaluate.images=2000", "evaluate.calibration_images=500"]
 MOBILENET = "torchvision:mobilenet_v2"
 THEN = {  # the agent's options; the presets have another agent now (experiments/agents)
@@ -67,7 +68,7 @@ def resnet56(metric: str, ratio: float, seed: int) -> dict[str, Any]:
     """The best strategy of a run, made or finished where it has to be."""
     agent = f"agent={json.dumps({'name': 'ddpg', **THEN})}"
     own = [f"budget.metric={metric}", f"budget.ratio={ratio}", f"seed={seed}"]
-    overrides = [agent, "budget.fill=false", *own, *QUICK]
+    overrides = [agent, WEIGHTS, "budget.fill=false", *own, *QUICK]
     config = load_config("cifar10_resnet56_channel_latency50", overrides)[1]
     name, report = f"resnet56_{metric}{100 * ratio:.0f}", ConsoleReport(Console(stderr=True))
     found = sorted((RUNS / name).glob(f"s{seed}-*"))

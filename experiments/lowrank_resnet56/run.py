@@ -61,6 +61,7 @@ AS_THEN = [  # the presets have another agent now (experiments/agents), and fill
 ]
 NETWORKS: dict[str, list[str]] = {
     "resnet56": [
+        "weights=cifar10_resnet56_45k.safetensors",
         *QUICK,
         "agent.episodes=200",
         "agent.warmup_episodes=60",
