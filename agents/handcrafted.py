@@ -8,7 +8,7 @@ import numpy as np
 from amc.agents.proposing import OneShotAgent, Ratios
 from pydantic import Field
 
-from amc.spaces.base import Options
+from amc.options import Options
 
 
 class UniformAgent(OneShotAgent):

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from amc.spaces.base import CompressionSpace, Options
+from amc.options import Options
+from amc.spaces.base import CompressionSpace
 from amc.spaces.bounding import Bounds
 
 Ratios = NDArray[np.float64]

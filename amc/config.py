@@ -18,10 +18,10 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from amc.cost.budget import Budget
 from amc.cost.cost import METRICS, Cost, Metric
 from amc.errors import UserError, unknown
-from amc.evaluate.inference import Precision
+from amc.evaluate.prepare import Precision
 from amc.evaluate.rewards import COSTLESS
+from amc.options import Options
 from amc.registry import lookup
-from amc.spaces.base import Options
 from amc.training.settings import FinetuneConfig, TrainConfig
 
 T = TypeVar("T", bound=BaseModel)

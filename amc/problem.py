@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from amc.config import Config
 from amc.cost.budget import Budget
-from amc.cost.device import DeviceProfile, load_device
+from amc.data.datasets import Dataset, load_dataset
+from amc.data.places import data_folder, find_file
+from amc.data.splits import Splits, split
+from amc.device.profile import DeviceProfile, load_device
+from amc.device.reach import step_of
+from amc.device.runtimes import Runtime, make_runtime, processor, timed_in_turn
 from amc.errors import UserError
-from amc.evaluate.data import Dataset, Splits, data_folder, find_file, load_dataset, split
 from amc.evaluate.evaluator import Evaluator
-from amc.evaluate.inference import ImageSet, logits, prepared
+from amc.evaluate.measure import ImageSet, logits
+from amc.evaluate.prepare import prepared
 from amc.network.layers import evaluating, example_input
 from amc.network.models import BUILTIN, build_model, load_weights
 from amc.network.trace import Network
-from amc.profiling.reach import step_of
 from amc.progress import Report, silent
 from amc.registry import lookup
-from amc.runtime import Runtime, compare, make_runtime, processor
 from amc.spaces.base import CompressionSpace
 from amc.spaces.bounding import Bounds
 from amc.training.trainer import train
@@ -142,7 +145,7 @@ class Problem:
         example = example_input(self.network.model, self.network.input_shape, batch)
         models = {"baseline": self.network.model, "compressed": compressed}
         try:
-            times = compare(runtime, models, example)
+            times = timed_in_turn(runtime, models, example)
         except UserError as error:
             logging.getLogger("amc").warning("the latency was not measured: %s", error)
             return None

@@ -54,10 +54,10 @@ KNOWN: dict[Kind, dict[str, str]] = {
         "vbmf": "amc.agents.vbmf:VBMFAgent",
     },
     "runtime": {
-        "onnxruntime": "amc.runtime:OnnxRuntime",
-        "torch": "amc.runtime:TorchCpu",
-        "torch_cuda": "amc.runtime:TorchCuda",
-        "openvino": "amc.runtime:OpenVino",
+        "onnxruntime": "amc.device.runtimes:OnnxRuntime",
+        "torch": "amc.device.runtimes:TorchCpu",
+        "torch_cuda": "amc.device.runtimes:TorchCuda",
+        "openvino": "amc.device.runtimes:OpenVino",
     },
 }
 

@@ -22,29 +22,25 @@ from safetensors.torch import save
 from torch import nn
 
 from amc.agents import Agent
+from amc.analysis.pareto import pareto
 from amc.config import Config, load_config, parse_config
-from amc.cost.device import DeviceProfile
+from amc.data.datasets import Dataset
+from amc.device.profile import DeviceProfile
 from amc.envs import ENV_ID
 from amc.errors import UserError
-from amc.evaluate.data import Dataset
 from amc.evaluate.evaluator import Evaluator
-from amc.evaluate.inference import ImageSet
+from amc.evaluate.measure import ImageSet
 from amc.evaluate.outcome import Outcome
-from amc.evaluate.parallel import LocalMeasurers, RayMeasurers
 from amc.files import write_bytes
-from amc.pareto import pareto
-from amc.plots import plot_range, plot_search
+from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
-from amc.provenance import surroundings
-from amc.recorder import Recorder
 from amc.registry import lookup
-from amc.run import SCHEMA, Run
-
-# The base network's weights, kept in the run where they come from no file.
-BASE = "base.safetensors"
-
-DEVICE = "device.yaml"  # a copy of the device profile
+from amc.runs import names
+from amc.runs.directory import SCHEMA, Run
+from amc.runs.provenance import surroundings
+from amc.runs.recorder import Recorder
+from amc.views.pictures import plot_range, plot_search
 
 # A base network whose held-out cross-entropy is below this many times that of training images has
 # been trained on them.
@@ -100,12 +96,12 @@ def search(
     run = Run.create(path, config, _provenance(problem))
     run.write_layers(problem.network.table)
     if problem.device is not None:
-        write_bytes(path / DEVICE, problem.device.to_yaml().encode())
+        write_bytes(path / names.DEVICE, problem.device.to_yaml().encode())
     if model is not None or weights_file(config) is None:
         state = save(
             {key: value.contiguous() for key, value in problem.network.model.state_dict().items()}
         )
-        write_bytes(path / BASE, state)
+        write_bytes(path / names.BASE, state)
     return _continue(run, problem, jobs, ray, report)
 
 
@@ -168,19 +164,19 @@ def _reopened(
     if config.model is None and model is None:
         raise UserError(
             f"the network of {str(path)!r} was given from Python: resume with "
-            "amc.search.resume(path, model=...)"
+            "amc.resume(path, model=...)"
         )
-    base = run.path / BASE if (run.path / BASE).is_file() else None
+    base = run.path / names.BASE if (run.path / names.BASE).is_file() else None
     if weights is not None:
         base = weights_file(config.model_copy(update={"weights": weights}))
     if base is None and config.weights is None:
         raise UserError(
-            f"{str(path)!r} has no {BASE}: it stopped before its network was trained; start it "
-            "again"
+            f"{str(path)!r} has no {names.BASE}: it stopped before its network was trained; "
+            "start it again"
         )
     device = None
-    if (run.path / DEVICE).is_file():
-        device = DeviceProfile.read(run.path / DEVICE)
+    if (run.path / names.DEVICE).is_file():
+        device = DeviceProfile.read(run.path / names.DEVICE)
     return run, Problem.build(config, model, dataset, report, base, device)
 
 
@@ -216,9 +212,9 @@ def _continue(
         agent.run(after_episode)
     best = run.write_best(evaluator.baseline, evaluator.original)
     if problem.config.budget.is_range:
-        plot_range(pareto([run.path], problem.budget.metric), run.path / "search.png")
+        plot_range(pareto([run.path], problem.budget.metric), run.path / names.PICTURE)
     else:
-        plot_search(run.lines(), best, run.path / "search.png")
+        plot_search(run.lines(), best, run.path / names.PICTURE)
     return SearchResult(run, problem, best)
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from amc.config import Config, load_config
+from amc.config import Config, load_config, parse_config
 from amc.errors import UserError
 from amc.evaluate.outcome import Outcome
-from amc.run import Run, runs_in
-from amc.workers import LocalWorkers, Task, Workers
+from amc.parallel.workers import LocalWorkers, Task, Workers
+from amc.runs.directory import Run, runs_in
 
 ATTEMPTS = 3  # of a run whose worker died
 POLL_SECONDS = 0.5
@@ -177,7 +177,7 @@ def _run_all(found: Sweep, pool: Workers, show: Callable[[Sweep], None]) -> None
         while waiting and len(running) < pool.jobs:
             one = waiting.pop(0)
             one.attempts, one.state = one.attempts + 1, "running"
-            task = Task(found.folder, one.name, one.config.model_dump(mode="json"), one.path)
+            task = Task(found.folder, one.name, one.config.model_dump(mode="json"), one.path, work)
             running[pool.start(task)] = one
         time.sleep(POLL_SECONDS)
         for number, end in pool.ended().items():
@@ -218,3 +218,16 @@ def _run_of(folder: Path, config: Config) -> Run | None:
     except UserError:  # none has begun
         return None
     return next((run for run in runs if run.config == config), None)
+
+
+def work(task: Task, threads: int, report: Callable[[str, int, int], None]) -> None:
+    """One run, in this process."""
+    import torch
+
+    from amc.search import resume, search  # not where a sweep is only watched
+
+    torch.set_num_threads(threads)
+    if task.path is not None:
+        resume(task.path, report=report)
+    else:
+        search(parse_config(task.config), out=task.folder, name=task.name, report=report)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amc.evaluate.data import Dataset
+from amc.data.datasets import Dataset
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,15 @@ from torch import nn
 from zoo import Mine, command, config_of, journal
 
 from amc.config import parse_config
+from amc.data.datasets import Dataset
+from amc.deliver.evaluate import evaluate
+from amc.deliver.export import export
+from amc.deliver.load import load
 from amc.errors import UserError
-from amc.evaluate.data import Dataset
-from amc.export import evaluate, export, load
 from amc.network.layers import evaluating, example_input
 from amc.problem import Problem
 from amc.progress import ConsoleReport
-from amc.run import Run
+from amc.runs.directory import Run
 from amc.search import resume, search
 
 TINY = [
@@ -335,7 +337,7 @@ def test_damaged_and_unfitting_files(digits: Dataset, tmp_path: Path) -> None:
     import numpy as np
     from safetensors.torch import save_file
 
-    from amc.evaluate.data import load_dataset
+    from amc.data.datasets import load_dataset
     from amc.network.models import build_model, load_weights
 
     model = build_model("digits:resnet8", 10, 1)

@@ -13,31 +13,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    ["amc", "amc.errors", "amc.progress"],
-    ["amc.registry", "amc.files", "amc.cluster"],
+    ["amc", "amc.moved", "amc.errors", "amc.progress", "amc.options"],
+    ["amc.registry", "amc.files"],
     ["amc.network"],
-    ["amc.cost"],
-    ["amc.runtime"],
-    ["amc.formats", "amc.provenance"],
+    ["amc.data", "amc.cost"],
     ["amc.surgery"],
+    ["amc.repair"],
     ["amc.criteria"],
     ["amc.spaces"],
-    ["amc.evaluate"],
+    ["amc.device", "amc.evaluate"],
     ["amc.training"],
     ["amc.config"],
-    ["amc.run"],
-    ["amc.recorder"],
-    ["amc.compare"],
-    ["amc.pareto"],
-    ["amc.drawing"],
-    ["amc.plots", "amc.profiling"],
+    ["amc.runs"],
+    ["amc.analysis", "amc.parallel"],
+    ["amc.views"],
     ["amc.envs", "amc.agents"],
     ["amc.problem"],
     ["amc.search"],
-    ["amc.finetune", "amc.card", "amc.workers"],
+    ["amc.deliver"],
     ["amc.sweep"],
-    ["amc.export"],
-    ["amc.report", "amc.testing", "amc.tables"],
+    ["amc.testing"],
     ["amc.cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
@@ -62,6 +57,8 @@ def part(module: str) -> str:
 def test_imports_point_one_way() -> None:
     wrong = []
     for module, path in files():
+        if module == "amc":  # it hands on what is asked for
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -110,9 +107,16 @@ def test_a_folder_imported_by_its_own_name_is_refused() -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     ignore = shutil.ignore_patterns(
-        ".git", "runs", "build", "*.egg-info", ".venv", "__pycache__", ".*_cache"
+        ".git", "build", "*.egg-info", ".venv", "__pycache__", ".*_cache"
     )
-    shutil.copytree(ROOT, source / "amc", ignore=ignore)
+    shutil.copytree(
+        ROOT,
+        source / "amc",
+        ignore=lambda folder, found: {
+            *ignore(folder, found),
+            *(["runs"] if Path(folder) == ROOT else []),
+        },
+    )
     build = [
         sys.executable,
         "-m",

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amc import tables
 from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
 from amc.errors import UserError
 from amc.progress import ConsoleReport
+from amc.views import tables
 
 if TYPE_CHECKING:
-    from amc.cost.device import DeviceProfile
+    from amc.device.profile import DeviceProfile
 
 
 @app.command()
@@ -40,11 +40,11 @@ def profile(
     Ctrl-C loses nothing: the same command goes on.
     """
     from amc.config import config_of
+    from amc.device.bench import emit_bench, import_csv
+    from amc.device.runtimes import make_runtime
+    from amc.device.survey import measure_profile, profile_path, time_of
     from amc.files import write_bytes
     from amc.problem import untrained_space
-    from amc.profiling.bench import emit_bench, import_csv
-    from amc.profiling.survey import measure_profile, profile_path, time_of
-    from amc.runtime import make_runtime
 
     if times is not None:
         path = profile_path(device or times.resolve().parent.name)
@@ -97,7 +97,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def _print_profile(profile: DeviceProfile, path: Path, as_json: bool) -> None:
-    from amc.plots import plot_profile
+    from amc.views.pictures import plot_profile
 
     picture = path.with_suffix(".png")
     plot_profile(profile, picture)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from amc import tables
 from amc.cli.console import Json, app, out, print_result
 from amc.errors import UserError
+from amc.views import tables
 
 
 @app.command()
@@ -24,9 +24,9 @@ def compare(
     """Compare the runs of several agents and seeds on one problem: curves, a table, tests."""
     from dataclasses import asdict
 
-    from amc import compare as comparing
+    from amc.analysis import compare as comparing
     from amc.files import write_bytes
-    from amc.plots import plot_comparison
+    from amc.views.pictures import plot_comparison
 
     found = comparing.compare(runs, comparing.measure_of(by))
     for name, table in comparing.tables(found).items():
@@ -61,9 +61,9 @@ def pareto(
     """Pareto fronts of runs, or of all runs in a folder: what other budgets would have cost."""
     from dataclasses import asdict
 
-    from amc import pareto as fronts
+    from amc.analysis import pareto as fronts
     from amc.files import write_bytes
-    from amc.plots import plot_pareto
+    from amc.views.pictures import plot_pareto
 
     found = fronts.pareto(runs, x, _corner(reference))
     for name, table in fronts.tables(found).items():

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from amc import tables
 from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
 from amc.progress import ConsoleReport
+from amc.views import tables
 
 Episode = Annotated[
     int | None,
@@ -24,9 +24,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure the best strategy of a run, or an export, before fine-tuning."""
-    from amc import export as exporting
+    from amc.deliver import evaluate as evaluation
 
-    result = exporting.evaluate(path, test, ConsoleReport(err))
+    result = evaluation.evaluate(path, test, ConsoleReport(err))
     table = tables.comparison()
     for key in ("search_accuracy", *(["test_accuracy"] if test else [])):
         own = key if key in result else f"finetuned_{key}"
@@ -53,11 +53,11 @@ def finetune(
 
     KEY: epochs, lr, distill.soft, ... as `amc show PRESET` lists them under finetune.
     """
-    from amc import finetune as finetuning
+    import amc
 
     report = ConsoleReport(err).listen()
     try:
-        result = finetuning.finetune(
+        result = amc.finetune(
             run, overrides or [], episode=episode, to=to, report=report, tensorboard=tensorboard
         )
     except KeyboardInterrupt:
@@ -88,11 +88,11 @@ def export(
     """Export the best strategy of a run, fine-tuned if it is: weights with strategy.json, ONNX, a
     torch.export program, metrics.json, and a model card.
     """
-    from amc import export as exporting
-    from amc.run import Run
+    import amc
+    from amc.runs.directory import Run
 
     report = ConsoleReport(err)
-    metrics = exporting.export(
+    metrics = amc.export(
         run, formats.split(","), episode=episode, finetuned=finetuned, report=report
     )
     table = tables.comparison()
@@ -119,6 +119,6 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="or a folder of runs")],
 ) -> None:
     """Write one self-contained HTML page of a run, or of all runs in a folder."""
-    from amc.report import report as write_report
+    from amc.views.page import report as write_report
 
     out.print(f"written: [bold]{write_report(run)}[/]", soft_wrap=True, highlight=False)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from amc import tables
 from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
 from amc.progress import Board, ConsoleReport
+from amc.views import tables
+
+if TYPE_CHECKING:  # the command line starts without torch
+    from amc.sweep import Sweep
 
 SideBySide = Annotated[
     int,
@@ -30,8 +33,8 @@ Ray = Annotated[
 def list_names() -> None:
     """Name what exists: presets, models, datasets, spaces, criteria, agents, rewards, devices."""
     from amc.config import presets
-    from amc.cost.device import devices
-    from amc.evaluate.data import DATASETS, PREFIXES
+    from amc.data.datasets import DATASETS, PREFIXES
+    from amc.device.profile import devices
     from amc.network.models import BUILTIN
     from amc.registry import KNOWN
 
@@ -76,13 +79,13 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search: one run of a preset or a config file. Ctrl-C loses nothing."""
-    from amc import search as searching
+    import amc
     from amc.config import load_config
 
     name, config = load_config(preset, overrides or [])
     report = ConsoleReport(err).listen()
     try:
-        result = searching.search(config, out=to, name=name, jobs=jobs, ray=ray, report=report)
+        result = amc.search(config, out=to, name=name, jobs=jobs, ray=ray, report=report)
     except KeyboardInterrupt:
         report.close()
         raise Interrupted(how_to_resume(to / name)) from None
@@ -92,11 +95,11 @@ def search(
 @app.command()
 def resume(run: Path, jobs: SideBySide = 1, ray: Ray = None, as_json: Json = False) -> None:
     """Go on with a run that was stopped."""
-    from amc import search as searching
+    import amc
 
     report = ConsoleReport(err).listen()
     try:
-        result = searching.resume(run, jobs=jobs, ray=ray, report=report)
+        result = amc.resume(run, jobs=jobs, ray=ray, report=report)
     except KeyboardInterrupt:
         report.close()
         raise Interrupted(how_to_resume(run)) from None
@@ -122,12 +125,12 @@ def sweep(
     from functools import partial
 
     from amc import sweep as sweeping
-    from amc.workers import LocalWorkers, RayWorkers, Workers
+    from amc.parallel.workers import LocalWorkers, RayWorkers, Workers
 
     make: Callable[[int, int], Workers] = LocalWorkers
     if ray is not None:
         make = partial(RayWorkers, address=ray, gpus=gpus)
-    board = Board(err, tables.sweep)
+    board = Board(err, _progress)
     try:
         found = sweeping.sweep(
             preset, overrides or [], out=to, jobs=jobs, workers=make, show=board.show
@@ -140,13 +143,29 @@ def sweep(
         {"run": str(one.path), "state": one.state, "search_accuracy": one.accuracy}
         for one in found.planned
     ]
-    print_result(tables.sweep(found), {"folder": str(found.folder), "runs": rows}, as_json)
+    print_result(_progress(found), {"folder": str(found.folder), "runs": rows}, as_json)
     for one in found.failed:
         err.print(f"amc: {one.name}, seed {one.config.seed}: {one.error}", soft_wrap=True)
     if found.failed:
         raise typer.Exit(1)
     if not as_json:
         out.print(f"next: amc pareto {found.folder}", soft_wrap=True, highlight=False)
+
+
+def _progress(found: Sweep) -> Table:
+    """The runs of a sweep, and how far they are."""
+    done = sum(one.state == "done" for one in found.planned)
+    left = found.seconds_left if done < len(found.planned) else None
+    title = f"{done} of {len(found.planned)} runs done"
+    shown = Table(title=title if left is None else f"{title}, {left / 60:.0f} min left")
+    shown.add_column("run", overflow="fold")
+    for column in ("seed", "episodes", "best", "state"):
+        shown.add_column(column, justify="right")
+    for one in found.planned:
+        total = "" if one.total is None else f" of {one.total}"
+        best = "" if one.accuracy is None else tables.percent(one.accuracy)
+        shown.add_row(one.name, str(one.config.seed), f"{one.episodes}{total}", best, one.state)
+    return shown
 
 
 def how_to_resume(path: Path) -> str:
@@ -159,8 +178,8 @@ def how_to_resume(path: Path) -> str:
 
 
 def _closing(result: Any, as_json: bool) -> None:
-    from amc.pareto import pareto
-    from amc.profiling.reach import structure_of
+    from amc.analysis.pareto import pareto
+    from amc.device.reach import structure_of
 
     best, run, problem = result.best, result.run, result.problem
     budget = run.config.budget

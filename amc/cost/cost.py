@@ -5,9 +5,8 @@ known.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
-from amc.cost.device import LatencyModel
 from amc.network.layers import LayerTable
 
 Metric = Literal["macs", "params", "memory_bytes", "latency_ms"]
@@ -19,6 +18,13 @@ LABELS: dict[Metric, str] = {  # for people
 }
 ON_PAPER: tuple[Metric, ...] = ("macs", "params", "memory_bytes")  # known without a device
 METRICS: tuple[Metric, ...] = get_args(Metric)
+
+
+class LatencyModel(Protocol):
+    """What predicts the latency of a network on a device."""
+
+    def latency_ms(self, table: LayerTable) -> float:
+        """Milliseconds of one run."""
 
 
 @dataclass(frozen=True)

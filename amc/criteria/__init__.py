@@ -12,6 +12,6 @@ from torch import Tensor
 
 from amc.network.groups import ChannelGroup
 from amc.network.trace import Network
-from amc.surgery.reconstruct import GramMatrices
+from amc.repair.independent import GramMatrices
 
 Criterion = Callable[[ChannelGroup, Network, GramMatrices | None], Tensor]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from amc.network.groups import ChannelGroup
 from amc.network.trace import Network
-from amc.surgery.reconstruct import GramMatrices
+from amc.repair.independent import GramMatrices
 
 
 def l1(group: ChannelGroup, network: Network, grams: GramMatrices | None = None) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from amc.network.groups import ChannelGroup
 from amc.network.trace import Network
-from amc.surgery.reconstruct import GramMatrices, columns_of, flat_weight
-from amc.surgery.regression import RIDGE, centred
+from amc.repair.independent import GramMatrices
+from amc.repair.regression import RIDGE, centred
+from amc.repair.rows import columns_of, flat_weight
 
 
 def reconstruction(

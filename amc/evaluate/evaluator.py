@@ -14,18 +14,9 @@ from torch import Tensor
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
 from amc.errors import UserError
-from amc.evaluate.inference import (
-    AGREEMENT,
-    ImageSet,
-    Precision,
-    has_bf16_units,
-    logits,
-    mean_score,
-    per_image,
-    prepared,
-    score,
-)
+from amc.evaluate.measure import AGREEMENT, ImageSet, logits, mean_score, per_image, score
 from amc.evaluate.outcome import Candidate, Measured, Measurers, Outcome, Rival
+from amc.evaluate.prepare import Precision, has_bf16_units, prepared
 from amc.evaluate.racing import blocks, estimate, is_hopeless
 from amc.evaluate.rewards import Reward, Score
 from amc.spaces.base import CompressionSpace, Strategy

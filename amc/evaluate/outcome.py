@@ -91,7 +91,7 @@ class Measured:
 
 
 class Measurers(Protocol):
-    """Measure candidates side by side (`amc.evaluate.parallel`)."""
+    """Measure candidates side by side (`amc.parallel.measurers`)."""
 
     def measure(self, candidates: Sequence[Candidate]) -> Iterator[Measured]:
         """In their order."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from scipy.stats import t
 from torch import Tensor
 
-from amc.evaluate.inference import mean_score
+from amc.evaluate.measure import mean_score
 from amc.evaluate.rewards import Score
 
 FIRST = 250  # images in the first block; every further look comes after twice as many
@@ -54,7 +54,7 @@ def is_hopeless(
     looks, so ``confidence`` holds for a candidate's whole race.
 
     Args:
-        candidate: `amc.evaluate.inference.per_image` of the images so far, (n, 3).
+        candidate: `amc.evaluate.measure.per_image` of the images so far, (n, 3).
         leader: the same of the leader, for the same images.
         reward: the candidate's reward for a score.
         leader_reward: the leader's reward for a score.

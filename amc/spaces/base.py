@@ -18,13 +18,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from amc.cost.cost import Cost, cost_of
-from amc.cost.device import LatencyModel
+from amc.cost.cost import Cost, LatencyModel, cost_of
 from amc.network.layers import Activations, LayerSpec, LayerTable
 from amc.network.trace import Network
+from amc.options import Options
 from amc.progress import Clock, Report, silent
 from amc.surgery.cut import replace_module
 
@@ -55,14 +54,6 @@ class Decision:
             raise ValueError(
                 f"the keep ratios of decision {self.name!r} must end in 1, one for each choice"
             )
-
-
-class Options(BaseModel):
-    """A section of the configuration, or the options of a space or an agent: typed, with defaults;
-    an unknown key is refused.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CompressionSpace(ABC):

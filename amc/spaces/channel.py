@@ -18,11 +18,11 @@ from amc.errors import UserError
 from amc.network.groups import ChannelGroup, find_groups
 from amc.network.layers import Activations, LayerSpec, LayerTable
 from amc.registry import lookup
+from amc.repair.factors import Factoring
+from amc.repair.independent import GramMatrices, repair_independent
 from amc.spaces.base import Decision, Strategy
 from amc.spaces.repairing import RepairingSpace, RepairOptions
 from amc.surgery.cut import Cuts, cut, cuts_of
-from amc.surgery.reconstruct import GramMatrices, repair_independent
-from amc.surgery.refit import Factoring
 from amc.surgery.verify import VerifiedGroup, verify_groups
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from amc.network.layers import IntArray, LayerSpec, LayerTable
+from amc.repair.factors import Factoring
 from amc.spaces.base import Decision, Strategy
 from amc.spaces.repairing import RepairingSpace, RepairOptions
 from amc.surgery.cut import replace_module
@@ -26,7 +27,6 @@ from amc.surgery.factor import (
     structure,
     unfoldings,
 )
-from amc.surgery.refit import Factoring
 
 Plan = dict[str, tuple[Method, Ranks]]
 """layer -> how it is factorised; a layer that is missing stays whole."""

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from amc.errors import UserError
 from amc.network.trace import Network
-from amc.spaces.base import CompressionSpace, Options
+from amc.options import Options
+from amc.repair.factors import Factoring
+from amc.repair.independent import reestimate_batchnorm
+from amc.repair.regression import RIDGE
+from amc.repair.rows import Sampler
+from amc.repair.sequential import SequentialRepair, Targets
+from amc.spaces.base import CompressionSpace
 from amc.surgery.cut import Cuts
-from amc.surgery.reconstruct import Sampler, reestimate_batchnorm
-from amc.surgery.refit import Factoring
-from amc.surgery.regression import RIDGE
-from amc.surgery.sweep import SequentialRepair, Targets
 
 # Of activations in one sweep; calibration images beyond it are left out.
 CALIBRATION_BYTES = 2 * 2**30

@@ -8,7 +8,7 @@ With c input and n output channels, a kernel of k x l, and ranks r:
 - spatial  k x 1 to r channels; 1 x l to n (Jaderberg et al., BMVC 2014)
 
 The parts are plain ``nn.Conv2d`` and ``nn.Linear`` in an ``nn.Sequential``; only the last has a
-bias. `factorise` takes the factors from the weights alone, `amc.surgery.refit` from data.
+bias. `factorise` takes the factors from the weights alone, `amc.repair.factors` from data.
 """
 
 from __future__ import annotations

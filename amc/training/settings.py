@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from amc.evaluate.inference import Precision
-from amc.spaces.base import Options
+from amc.evaluate.prepare import Precision
+from amc.options import Options
 
 Augment = Literal["auto", "none", "shift", "crop"]
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from amc.data.datasets import Dataset
 from amc.errors import UserError
-from amc.evaluate.data import Dataset
-from amc.evaluate.inference import has_bf16_units
+from amc.evaluate.prepare import has_bf16_units
 from amc.network.layers import IntArray, evaluating
 from amc.progress import Report, silent
 from amc.training.augment import DRAWS, augmented

@@ -23,14 +23,15 @@ import torch
 from run import ONCE, RUNS, Job, jobs
 from scipy.stats import spearmanr
 
-from amc.compare import Curve
-from amc.evaluate.data import find_file
-from amc.evaluate.inference import ImageSet, logits, per_image, prepared
+from amc.analysis.compare import Curve
+from amc.data.places import find_file
+from amc.evaluate.measure import ImageSet, logits, per_image
 from amc.evaluate.outcome import Outcome
+from amc.evaluate.prepare import prepared
 from amc.evaluate.rewards import Score
 from amc.files import write_json
 from amc.problem import Problem
-from amc.run import Run
+from amc.runs.directory import Run
 from amc.search import open_problem
 from amc.training.settings import TrainConfig
 from amc.training.trainer import train

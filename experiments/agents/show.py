@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from measure import done
 from run import ONCE
 
-from amc.compare import Comparison, Curve, interval
-from amc.drawing import draw_curves
-from amc.run import Run
+from amc.analysis.compare import Comparison, Curve, interval
+from amc.runs.directory import Run
+from amc.views.axes import draw_curves
 
 HERE = Path(__file__).parent
 MEANS = {  # column of results.csv -> its heading, a factor, digits

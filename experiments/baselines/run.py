@@ -15,12 +15,14 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from amc.evaluate.data import data_folder, find_file, load_dataset, split
-from amc.evaluate.inference import ImageSet, logits
+from amc.data.datasets import load_dataset
+from amc.data.places import data_folder, find_file
+from amc.data.splits import split
+from amc.evaluate.measure import ImageSet, logits
 from amc.files import write_json
 from amc.network.models import build_model
 from amc.progress import ConsoleReport, silent
-from amc.provenance import surroundings
+from amc.runs.provenance import surroundings
 from amc.training.distill import Objective
 from amc.training.keeper import BEST, InFolder
 from amc.training.processes import joined

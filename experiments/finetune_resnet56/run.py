@@ -24,12 +24,13 @@ from rich.console import Console
 from scipy.stats import binomtest
 from torch import Tensor
 
-from amc.evaluate.data import data_folder, load_dataset
-from amc.evaluate.inference import ImageSet, logits
-from amc.finetune import FinetuneResult, finetune
-from amc.pareto import best_within, counted
+from amc.analysis.pareto import best_within, counted
+from amc.data.datasets import load_dataset
+from amc.data.places import data_folder
+from amc.deliver.finetune import FinetuneResult, finetune
+from amc.evaluate.measure import ImageSet, logits
 from amc.progress import ConsoleReport, Report, silent
-from amc.run import Run, runs_in
+from amc.runs.directory import Run, runs_in
 from amc.sweep import Sweep, sweep
 from amc.training.processes import joined
 

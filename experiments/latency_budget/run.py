@@ -25,17 +25,17 @@ from rich.console import Console
 
 from amc.config import load_config, parse_config
 from amc.cost.budget import Budget
-from amc.cost.device import DeviceProfile, load_device
+from amc.device.profile import DeviceProfile, load_device
+from amc.device.reach import structure_of
+from amc.device.runtimes import make_runtime, timed_in_turn
 from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
 from amc.files import write_json
-from amc.plots import plot_profile
 from amc.problem import untrained_space
-from amc.profiling.reach import structure_of
 from amc.progress import ConsoleReport
-from amc.runtime import compare, make_runtime
 from amc.search import resume, search
 from amc.spaces.base import CompressionSpace, Strategy
+from amc.views.pictures import plot_profile
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs" / "latency_budget"
@@ -141,7 +141,7 @@ def rows(
     example = torch.randn((1, *space.network.input_shape))
     models = {"baseline": space.network.model}
     models |= {str(key): structure_of(space, best["strategy"]) for key, best in bests.items()}
-    times = compare(runtime, models, example, seconds=20.0)
+    times = timed_in_turn(runtime, models, example, seconds=20.0)
     original = space.cost({})
     result = []
     for key, best in bests.items():

@@ -25,12 +25,13 @@ from rich.console import Console
 from torch import nn
 
 from amc.config import Config, load_config
-from amc.evaluate.inference import ImageSet, logits, prepared, score
+from amc.device.reach import structure_of
+from amc.device.runtimes import make_runtime, timed_in_turn
+from amc.evaluate.measure import ImageSet, logits, score
+from amc.evaluate.prepare import prepared
 from amc.network.layers import example_input
 from amc.problem import Problem
-from amc.profiling.reach import structure_of
 from amc.progress import ConsoleReport
-from amc.runtime import compare, make_runtime
 from amc.search import resume, search
 from amc.spaces.base import Strategy
 from amc.spaces.bounding import Bounds
@@ -201,7 +202,7 @@ def latencies(report: ConsoleReport) -> None:
             strategy = chosen(problem, network, method, report)
             models[method] = structure_of(problem.space, strategy)
         example = example_input(problem.network.model, problem.network.input_shape)
-        for method, times in compare(make_runtime(), models, example).items():
+        for method, times in timed_in_turn(make_runtime(), models, example).items():
             rows.append({"network": network, "method": method, **times})
     table = pd.DataFrame(rows).round(3)
     table.to_csv(HERE / "latency.csv", index=False)

@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from amc.evaluate.data import data_folder, find_file, load_dataset, split
+from amc.data.datasets import load_dataset
+from amc.data.places import data_folder, find_file
+from amc.data.splits import split
 from amc.network.models import build_model
 from amc.progress import ConsoleReport
 from amc.training.settings import TrainConfig

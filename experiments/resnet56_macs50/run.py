@@ -21,7 +21,8 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.evaluate.inference import ImageSet, logits, prepared, score
+from amc.evaluate.measure import ImageSet, logits, score
+from amc.evaluate.prepare import prepared
 from amc.problem import Problem
 from amc.progress import ConsoleReport
 from amc.search import open_problem

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression
 from torch import nn
 
-from amc.evaluate.inference import ImageSet
+from amc.evaluate.measure import ImageSet
 from amc.network.layers import evaluating, is_mixer
 from amc.network.trace import Network
+from amc.repair.rows import Sampler
 from amc.surgery.cut import Cuts, kept
-from amc.surgery.reconstruct import Sampler
 
 BATCH = 50
 Matrix = NDArray[np.float32]

@@ -28,18 +28,21 @@ from reference import Reference
 from torch import nn
 
 from amc.cost.budget import Budget
-from amc.evaluate.data import Dataset, data_folder, find_file, load_dataset, split
+from amc.data.datasets import Dataset, load_dataset
+from amc.data.places import data_folder, find_file
+from amc.data.splits import split
 from amc.evaluate.evaluator import Evaluator
-from amc.evaluate.inference import ImageSet
+from amc.evaluate.measure import ImageSet
 from amc.evaluate.rewards import accuracy
 from amc.network.layers import evaluating
 from amc.network.models import build_model, load_weights
 from amc.network.trace import Network
+from amc.repair.independent import reestimate_batchnorm
+from amc.repair.regression import ridge_solve
+from amc.repair.rows import Sampler
 from amc.spaces.base import Strategy
 from amc.spaces.bounding import Bounds
 from amc.spaces.channel import ChannelSpace
-from amc.surgery.reconstruct import Sampler, reestimate_batchnorm
-from amc.surgery.regression import ridge_solve
 
 HERE = Path(__file__).parent
 ROWS = 30_000  # a layer

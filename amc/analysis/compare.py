@@ -1,0 +1,289 @@
+"""Runs against each other: what each search algorithm had found after how many evaluations and
+seconds, over seeds.
+
+Only runs of one problem are compared: the same network, data, action space, budget and way of
+measuring. What is left to differ is the agent and the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from amc.errors import UserError, unknown
+from amc.evaluate.outcome import Outcome
+from amc.runs import names
+from amc.runs.directory import Run
+
+Measure = Literal["search_accuracy", "reward"]
+Axis = Literal["evaluations", "seconds"]
+Values = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+POINTS = 200  # of a curve over seconds
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one run would have delivered, evaluation by evaluation."""
+
+    label: str
+    seed: int
+    best: Values  # (evaluations,): of the best strategy so far
+    seconds: Values  # (evaluations,): passed by then
+
+    @classmethod
+    def of(cls, run: Run, label: str, measure: Measure) -> Curve:
+        """The best is the one with the highest reward among those measured on all images.
+
+        Raises:
+            UserError: the run has no episode yet.
+        """
+        lines = run.lines()
+        if not lines:
+            raise UserError(f"{str(run.path)!r} has no episode yet")
+        best, leader = [], -np.inf
+        for line in lines:
+            if Outcome.from_line(line).can_be_best and line["reward"] > leader:
+                leader, value = line["reward"], float(line[measure])
+            best.append(value)
+        took = [line["seconds"] + line["profile"].get("agent", 0.0) for line in lines]
+        return cls(label, run.config.seed, np.array(best), np.cumsum(took))
+
+    def evaluations_to(self, value: float) -> int | None:
+        """The first evaluation, counted from 1, whose best is at least ``value``."""
+        reached = np.flatnonzero(self.best >= value)
+        return int(reached[0]) + 1 if len(reached) else None
+
+
+@dataclass(frozen=True)
+class Band:
+    """One algorithm's curves: their mean over seeds and its 95% interval, to draw."""
+
+    label: str
+    seeds: int
+    evaluations: int  # the fewest of its runs
+    x: Values  # (points,)
+    mean: Values
+    low: Values
+    high: Values
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One algorithm over its seeds."""
+
+    label: str
+    seeds: int
+    evaluations: int  # the fewest of its runs
+    mean: float
+    low: float  # of the 95% interval of the mean (Student's t); of one seed there is none
+    high: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two algorithms against each other, by what their runs found in the end."""
+
+    first: str
+    second: str
+    difference: float  # of the means, first - second
+    low: float  # of its 95% interval, seed by seed where both have two or more (else nan)
+    high: float
+    effect: float  # Cliff's delta in [-1, 1]: how much more often a run of the first is better
+    p: float  # Wilcoxon's rank sum (Mann-Whitney), exact, two-sided
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `amc compare` shows."""
+
+    measure: Measure
+    curves: tuple[Curve, ...]
+
+    @property
+    def by_label(self) -> dict[str, list[Curve]]:
+        """Algorithm -> its curves; the best first."""
+        found: dict[str, list[Curve]] = {}
+        for curve in self.curves:
+            found.setdefault(curve.label, []).append(curve)
+        order = sorted(found, key=lambda label: -np.mean([c.best[-1] for c in found[label]]))
+        return {label: found[label] for label in order}
+
+    def bands(self, over: Axis) -> list[Band]:
+        """The best first; over as many evaluations or seconds as all runs of the algorithm have."""
+        return [_band(label, curves, over) for label, curves in self.by_label.items()]
+
+    def standings(self) -> list[Standing]:
+        """The best first."""
+        return [_standing(label, curves) for label, curves in self.by_label.items()]
+
+    def pairs(self) -> list[Pair]:
+        """Every two algorithms, the better first."""
+        return [_pair(*first, *second) for first, second in combinations(self.by_label.items(), 2)]
+
+
+def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -> Comparison:
+    """Read runs.
+
+    Args:
+        paths: run directories.
+        measure: what is compared of the best strategy, which has the highest reward.
+
+    Raises:
+        UserError: one is not a run, or two are not of the same problem.
+    """
+    runs = [Run.open(Path(path)) for path in paths]
+    for run in runs:
+        if run.config.budget.is_range:
+            raise UserError(
+                f"{str(run.path)!r} has no best strategy to be compared, but one for each budget "
+                f"from {run.config.budget.label}: see amc pareto"
+            )
+    must_agree(runs, [_problem(run) for run in runs], "only the agent and the seed may")
+    labels = labels_of(runs)
+    curves = [Curve.of(run, label, measure) for run, label in zip(runs, labels, strict=True)]
+    return Comparison(measure, tuple(curves))
+
+
+def must_agree(runs: Sequence[Run], facts: Sequence[Mapping[str, Any]], why: str) -> None:
+    """Refuse runs that cannot be put beside each other.
+
+    Args:
+        runs: some.
+        facts: what must be the same in all of them, of each run.
+        why: the end of the message.
+
+    Raises:
+        UserError: two differ.
+    """
+    for run, own in zip(runs, facts, strict=True):
+        for key, value in own.items():
+            if value != facts[0][key]:
+                raise UserError(
+                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({value!r} and "
+                    f"{facts[0][key]!r}): {why}"
+                )
+
+
+def measure_of(name: str) -> Measure:
+    """A measure by its name.
+
+    Raises:
+        UserError: there is no such measure.
+    """
+    if name not in get_args(Measure):
+        raise unknown("measure", name, get_args(Measure))
+    return cast(Measure, name)
+
+
+def interval(values: Values) -> tuple[Values, Values, Values]:
+    """Mean and its 95% interval over the first axis (runs); of one run the interval is nan."""
+    mean = values.mean(axis=0)
+    if len(values) < 2:
+        nothing = np.full_like(mean, np.nan)
+        return mean, nothing, nothing
+    error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
+    return mean, mean - half, mean + half
+
+
+def _band(label: str, curves: Sequence[Curve], over: Axis) -> Band:
+    count = min(len(curve.best) for curve in curves)
+    x: Values = np.arange(1.0, count + 1)
+    values = np.array([curve.best[:count] for curve in curves])
+    if over == "seconds":
+        start = max(curve.seconds[0] for curve in curves)
+        end = min(curve.seconds[count - 1] for curve in curves)
+        x = np.linspace(start, max(start, end), POINTS)
+        by_then = [np.searchsorted(curve.seconds, x, side="right") - 1 for curve in curves]
+        values = np.array([c.best[i] for c, i in zip(curves, by_then, strict=True)])
+    return Band(label, len(curves), count, x, *interval(values))
+
+
+def _standing(label: str, curves: Sequence[Curve]) -> Standing:
+    mean, low, high = interval(np.array([[curve.best[-1]] for curve in curves]))
+    evaluations = min(len(curve.best) for curve in curves)
+    seconds = float(np.mean([curve.seconds[-1] for curve in curves]))
+    ends = mean.item(), low.item(), high.item()
+    return Standing(label, len(curves), evaluations, *ends, seconds)
+
+
+def _pair(first: str, ours: Sequence[Curve], second: str, theirs: Sequence[Curve]) -> Pair:
+    a, b = (np.array([curve.best[-1] for curve in curves]) for curves in (ours, theirs))
+    by_seed = [{curve.seed: curve.best[-1] for curve in curves} for curves in (ours, theirs)]
+    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+    paired = np.array([[by_seed[0][seed] - by_seed[1][seed]] for seed in shared] or [[np.nan]])
+    _, low, high = (ends.item() for ends in interval(paired))
+    effect = float(np.sign(a[:, None] - b[None]).mean())
+    test = stats.mannwhitneyu(a, b, alternative="two-sided", method="auto")
+    difference = float(a.mean() - b.mean())
+    return Pair(first, second, difference, low, high, effect, float(test.pvalue))
+
+
+def _way_of(run: Run) -> dict[str, Any]:
+    """What may differ, but for the seed: the agent, and whether it uses the whole budget."""
+    return {"fill": run.config.budget.fill, **run.config.agent}
+
+
+def _problem(run: Run) -> dict[str, Any]:
+    """What must be the same in all runs."""
+    config = run.config.model_dump()
+    for key in ("agent", "seed", "data_dir", "weights_dir", "finetune"):
+        del config[key]
+    del config["budget"]["fill"]
+    layers = (run.path / names.LAYERS).read_text(encoding="utf-8")
+    return {**config, names.LAYERS: layers}  # a network that was given from Python has no name
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """The agent's name of each run; where agents of that name differ, with as few options as tell
+    them apart.
+    """
+    ways, labels = [_way_of(run) for run in runs], []
+    for way in ways:
+        alike = [other for other in ways if other["name"] == way["name"]]
+        keys = _telling_apart(alike)
+        labels.append(" ".join([way["name"], *(f"{key}={way[key]}" for key in keys)]))
+    return labels
+
+
+def _telling_apart(ways: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The fewest options in which all ways that differ do differ."""
+    keys = [key for key in ways[0] if any(way[key] != ways[0][key] for way in ways)]
+    different = len({str(way) for way in ways})
+    for count in range(len(keys) + 1):
+        for chosen in combinations(keys, count):
+            if len({str([way[key] for key in chosen]) for way in ways}) == different:
+                return chosen
+    return tuple(keys)
+
+
+def tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Name -> table: curves (a row an evaluation), standings, pairs."""
+    curves = [
+        pd.DataFrame(
+            {
+                "agent": curve.label,
+                "seed": curve.seed,
+                "evaluation": np.arange(len(curve.best)) + 1,
+                "seconds": curve.seconds.round(3),
+                comparison.measure: curve.best,
+            }
+        )
+        for curve in comparison.curves
+    ]
+    return {
+        "curves": pd.concat(curves),
+        "standings": pd.DataFrame(comparison.standings()),
+        "pairs": pd.DataFrame(comparison.pairs()),
+    }

@@ -1,0 +1,1 @@
+"""From a strategy to what is shipped: fine-tuning, export, evaluation."""

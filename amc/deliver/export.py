@@ -1,0 +1,192 @@
+"""Export: weights and a strategy that rebuild the compressed network, names.ONNX, a `torch.export`
+program, and a model card. Fine-tuned weights are taken where a fine-tuning of the run has ended.
+
+`amc.deliver.load` gives back an ordinary, trainable ``nn.Module``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save
+from torch import nn
+
+from amc.data.datasets import Dataset
+from amc.deliver.evaluate import cost_of_metal
+from amc.deliver.finetune import Finished, read_config
+from amc.deliver.formats import Parity, write_onnx, write_program
+from amc.errors import UserError, unknown
+from amc.files import write_bytes, write_json
+from amc.network.models import load_weights
+from amc.problem import Problem
+from amc.progress import Report, silent
+from amc.runs import names
+from amc.runs.directory import Run
+from amc.search import SearchResult, open_problem
+from amc.training.keeper import plain
+from amc.views.card import model_card
+
+FORMATS = ("safetensors", "onnx", "pt2")
+CHECKED = 1000  # test images, at most, on which formats are checked against PyTorch
+
+
+def export(
+    run: SearchResult | str | Path,
+    formats: Collection[str] = FORMATS,
+    *,
+    episode: int | None = None,
+    finetuned: str | Path | None = None,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Export the best strategy of a run, or that of another episode, into its ``export`` folder,
+    fine-tuned if that has been done, and measure it on the test images.
+
+    Args:
+        run: a search's result, or the directory of a run.
+        formats: of ``safetensors``, ``onnx`` and ``pt2`` (a `torch.export` program).
+        episode: whose strategy is exported, to ``episode_N/export`` in the run; None: that of the
+            best one, to ``export``.
+        finetuned: the folder of the fine-tuning; ``finetune`` beside the export by default.
+        model: the network, where the run's was given from Python and ``run`` is a directory.
+        dataset: likewise.
+        report: of progress.
+
+    Returns:
+        The contents of metrics.json.
+
+    Raises:
+        UserError: the run has no result or no such episode, there is no such fine-tuning, or a
+            format is unknown.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
+    place, best = opened.folder(episode), opened.chosen(episode)
+    tuned = _tuned(
+        place / names.FINETUNE if finetuned is None else Path(finetuned), finetuned is not None
+    )
+    weights = None if tuned is None else tuned.settings.weights
+    problem = open_problem(run, model, dataset, report, weights)[1]
+    compressed = problem.space.apply(best["strategy"])
+    if tuned is not None:
+        load_weights(compressed, tuned.weights)
+    folder = place / names.EXPORT
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = 4
+    report("exporting", 0, steps)
+    description = _description(opened, problem, best, tuned)
+    if "safetensors" in formats:
+        write_bytes(folder / names.WEIGHTS, save(plain(compressed)))
+        write_json(folder / names.STRATEGY, description)
+    metrics = _measured(problem, compressed, best, tuned)
+    report("exporting", 1, steps)
+    facts = description | _accuracies(metrics)
+    for name, parity in _converted(compressed, problem.dataset, formats, folder, facts):
+        metrics[f"{name}_max_abs_diff"] = parity.max_abs_diff
+        metrics[f"{name}_top1_agreement"] = parity.top1_agreement
+    report("exporting", 3, steps)
+    metrics["measured_latency_ms"] = problem.measured_latency(compressed)
+    write_json(folder / names.METRICS, metrics)
+    settings = None if tuned is None else tuned.settings
+    files = [
+        name for name in (names.WEIGHTS, names.ONNX, names.PROGRAM) if (folder / name).is_file()
+    ]
+    card = model_card(description, metrics, opened, settings, problem.space, files)
+    write_bytes(folder / names.CARD, card.encode())
+    report("exporting", steps, steps)
+    return metrics
+
+
+def _converted(
+    model: nn.Module,
+    dataset: Dataset,
+    formats: Collection[str],
+    folder: Path,
+    facts: dict[str, Any],
+) -> Iterator[tuple[str, Parity]]:
+    """Write what others run; of each format, how well it agrees on test images."""
+    chosen = np.arange(min(CHECKED, len(dataset.test.labels)))
+    images = dataset.normalise(dataset.test.fetch(chosen))
+    if "onnx" in formats:
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+        yield "onnx", write_onnx(model, images, folder / names.ONNX, texts)
+    if "pt2" in formats:
+        yield "pt2", write_program(model, images, folder / names.PROGRAM)
+
+
+def _tuned(folder: Path, named: bool) -> Finished | None:
+    """The fine-tuning whose weights are exported; one that is named must be there."""
+    tuned = Finished.of(folder)
+    if tuned is None and named:
+        raise UserError(f"{str(folder)!r} holds no fine-tuning that has ended")
+    if tuned is None and read_config(folder) is not None:
+        logging.getLogger("amc").warning(
+            "the fine-tuning in %s has not ended (`amc finetune` goes on with it): exported as it "
+            "was before",
+            folder,
+        )
+    return tuned
+
+
+def _description(
+    run: Run, problem: Problem, best: dict[str, Any], tuned: Finished | None
+) -> dict[str, Any]:
+    return {
+        "schema": 2,  # 1: of version 0.1, without weights and finetuned
+        "model": problem.config.model,
+        "weights": None if tuned is None else tuned.settings.weights,
+        "classes": problem.dataset.classes,
+        "input_shape": list(problem.dataset.input_shape),
+        "mean": list(problem.dataset.mean),
+        "std": list(problem.dataset.std),
+        "space": problem.config.space["name"],
+        "strategy": best["strategy"],
+        "structure": problem.space.describe(best["strategy"]),
+        "finetuned": tuned is not None,
+        "run": run.path.name,
+    }
+
+
+def _measured(
+    problem: Problem, compressed: nn.Module, best: dict[str, Any], tuned: Finished | None
+) -> dict[str, Any]:
+    cost = cost_of_metal(problem, compressed)
+    original = problem.space.cost({})
+    if tuned is None:
+        accuracies = {
+            "test_accuracy": problem.accuracy(compressed, test=True),
+            "baseline_test_accuracy": problem.accuracy(problem.network.model, test=True),
+            "finetuned_test_accuracy": None,
+            "search_accuracy": best["search_accuracy"],
+        }
+    else:
+        accuracies = _accuracies(tuned.metrics)
+    return {
+        **accuracies,
+        **cost.as_dict(),
+        "baseline": original.as_dict(),
+        "cost_ratios": cost.ratios(original),
+        "onnx_max_abs_diff": None,
+        "onnx_top1_agreement": None,
+        "pt2_max_abs_diff": None,
+        "pt2_top1_agreement": None,
+        "measured_latency_ms": None,
+    }
+
+
+def _accuracies(metrics: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "test_accuracy",
+        "baseline_test_accuracy",
+        "finetuned_test_accuracy",
+        "search_accuracy",
+    )
+    return {name: metrics[name] for name in names}

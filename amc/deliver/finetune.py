@@ -1,0 +1,265 @@
+"""Train the result of a search, so that it gets its accuracy back."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch import nn
+
+from amc.config import finetune_config, to_yaml
+from amc.data.datasets import Dataset
+from amc.errors import UserError
+from amc.evaluate.prepare import prepared
+from amc.files import write_bytes, write_json
+from amc.network.models import load_weights
+from amc.problem import Problem
+from amc.progress import Report, silent
+from amc.runs import names
+from amc.runs.directory import Run
+from amc.runs.provenance import surroundings
+from amc.search import SearchResult, open_problem
+from amc.training.distill import Distillation, Objective
+from amc.training.keeper import BEST, InFolder
+from amc.training.processes import Processes, joined
+from amc.training.settings import FinetuneConfig
+from amc.training.trainer import Lesson, Progress, Trainer, uses_bf16
+from amc.views.pictures import plot_finetune
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A compressed network that was trained to the end."""
+
+    path: Path  # its folder
+    model: nn.Module  # on the CPU, in eval mode
+    metrics: dict[str, Any]
+    first: bool  # whether this process is the first of those that trained
+
+
+def finetune(
+    run: SearchResult | str | Path,
+    config: FinetuneConfig | Mapping[str, Any] | Sequence[str] | None = None,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    episode: int | None = None,
+    to: str | Path | None = None,
+    report: Report = silent,
+    tensorboard: bool = False,
+) -> FinetuneResult:
+    """Train the best strategy of a run, or that of another episode. Called again, it goes on where
+    it was stopped.
+
+    Under ``torchrun`` all processes call it, and train together.
+
+    Args:
+        run: a search's result, or the directory of a run.
+        config: all settings; or some, or overrides ``key=value``, over those of the run's own
+            section ``finetune``. None: these, or those that the folder was begun with.
+        model: the network, where the run's was given from Python and ``run`` is a directory.
+        dataset: likewise.
+        episode: whose strategy is trained (`amc.analysis.pareto` tells what each budget
+            would have cost); None: that of the best one.
+        to: the folder; by default ``finetune`` in the run, or in the episode's folder there.
+        report: of progress.
+        tensorboard: write events for TensorBoard too.
+
+    Raises:
+        UserError: the run has no result or no such episode, the folder was begun with other
+            settings, or a setting does not fit the network.
+    """
+    with joined() as processes:
+        report = report if processes.first else silent
+        opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
+        folder = Path(to) if to is not None else opened.folder(episode) / names.FINETUNE
+        chosen = opened.chosen(episode)
+        _check_episode(folder, chosen["episode"])
+        settings = _settings(folder, opened, config)
+        problem = open_problem(run, model, dataset, report, settings.weights)[1]
+        compressed = problem.space.apply(chosen["strategy"])
+        if (ended := Finished.of(folder)) is not None:
+            load_weights(compressed, ended.weights)
+            return FinetuneResult(folder, compressed, ended.metrics, processes.first)
+        log = _Log(folder, settings, tensorboard) if processes.first else None
+        if log is not None:
+            log.begin(problem, compressed, chosen["episode"])
+        trainer = _trainer(problem, compressed, settings, processes, folder, report)
+        progress = trainer.run(lambda progress: None if log is None else log.write(progress))
+        if log is not None:
+            log.end(problem, compressed, progress)
+        processes.wait()
+        return FinetuneResult(folder, compressed, _read(folder / names.METRICS), processes.first)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A fine-tuning that has ended, as its folder tells it."""
+
+    settings: FinetuneConfig
+    metrics: dict[str, Any]
+    weights: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Finished | None:
+        """None where it has not begun or not ended."""
+        settings = read_config(folder)
+        if settings is None or not (folder / names.METRICS).is_file():
+            return None
+        return cls(settings, _read(folder / names.METRICS), folder / BEST)
+
+
+def read_config(folder: Path) -> FinetuneConfig | None:
+    """The settings that a folder was begun with; none where it was not begun.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / names.CONFIG
+    if not path.is_file():
+        return None
+    try:
+        return FinetuneConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{str(path)!r} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def _settings(
+    folder: Path, run: Run, config: FinetuneConfig | Mapping[str, Any] | Sequence[str] | None
+) -> FinetuneConfig:
+    begun = read_config(folder)
+    if begun is not None and not config:
+        return begun
+    if isinstance(config, FinetuneConfig):
+        settings = config
+    elif isinstance(config, Mapping):
+        pairs = [f"{key}={json.dumps(value)}" for key, value in config.items()]
+        settings = finetune_config(run.config, pairs)
+    else:
+        settings = finetune_config(run.config, config or [])
+    if settings.seed is None:
+        settings = settings.model_copy(update={"seed": run.config.seed})
+    if begun is not None and begun != settings:
+        other = next(
+            name
+            for name in FinetuneConfig.model_fields
+            if getattr(begun, name) != getattr(settings, name)
+        )
+        raise UserError(
+            f"{str(folder)!r} was begun with {other} {getattr(begun, other)!r}, not "
+            f"{getattr(settings, other)!r}: name another folder (--out), or give no settings to go "
+            "on with it"
+        )
+    return settings
+
+
+def _check_episode(folder: Path, episode: int) -> None:
+    begun = _read(folder / names.PROVENANCE) if (folder / names.PROVENANCE).is_file() else {}
+    if begun.get("episode", episode) != episode:  # at first only the best one could be trained
+        raise UserError(
+            f"{str(folder)!r} was begun with the strategy of episode {begun['episode']}, not "
+            f"{episode}: name another folder (--out)"
+        )
+
+
+def _trainer(
+    problem: Problem,
+    compressed: nn.Module,
+    settings: FinetuneConfig,
+    processes: Processes,
+    folder: Path,
+    report: Report,
+) -> Trainer:
+    """The trainer of a compressed network: who teaches, and on which images."""
+    distill, network = settings.distill, problem.network
+    objective = Objective(compressed, settings.label_smoothing)
+    features = distill.hint or distill.attention or distill.fsp
+    if features or distill.soft:
+        bf16 = uses_bf16(settings, processes.device)
+        if features or processes.device.type != "cpu":
+            teacher = copy.deepcopy(network.model).eval().to(processes.device)
+            teacher = teacher.to(torch.bfloat16) if bf16 else teacher
+        else:
+            teacher = prepared(network.model, network, bf16)  # faster, but the layers are fused
+        shape = problem.dataset.input_shape
+        objective = Distillation(compressed, teacher, shape, distill, settings.label_smoothing)
+    every = np.arange(len(problem.dataset.train.labels))
+    seed = settings.seed or 0
+    lesson = Lesson(objective, problem.dataset, every, seed=seed)
+    if settings.hold_out:
+        lesson = replace(lesson, train=problem.splits.train, heldout=problem.splits.heldout)
+    return Trainer(lesson, settings, processes, InFolder(folder), "fine-tuning", report)
+
+
+class _Log:
+    """What the first process writes beside weights and checkpoints."""
+
+    def __init__(self, folder: Path, settings: FinetuneConfig, tensorboard: bool) -> None:
+        self.folder, self.settings = folder, settings
+        self.before: dict[str, Any] = {}
+        self.events = _events(folder / "tensorboard") if tensorboard else None
+
+    def begin(self, problem: Problem, compressed: nn.Module, episode: int) -> None:
+        """Settings, provenance, and what there was before: once."""
+        if not (self.folder / names.BEFORE).is_file():
+            write_bytes(self.folder / names.CONFIG, to_yaml(self.settings).encode())
+            write_json(self.folder / names.PROVENANCE, {"episode": episode, **surroundings()})
+            untouched = problem.network.model
+            before = {
+                "baseline_search_accuracy": problem.accuracy(untouched),
+                "search_accuracy": problem.accuracy(compressed),
+                "baseline_test_accuracy": problem.accuracy(untouched, test=True),
+                "test_accuracy": problem.accuracy(compressed, test=True),
+            }
+            write_json(self.folder / names.BEFORE, before)
+        self.before = _read(self.folder / names.BEFORE)
+
+    def write(self, progress: Progress) -> None:
+        """log.csv after an epoch, and the picture where that does not take long beside it."""
+        pd.DataFrame(progress.epochs).to_csv(text := io.StringIO(), index=False)
+        write_bytes(self.folder / names.LOG, text.getvalue().encode())
+        row = progress.epochs[-1]
+        if row["seconds"] > 10 or row["epoch"] == self.settings.epochs:
+            plot_finetune(progress.epochs, self.before, self.folder / names.CURVES)
+        if self.events is not None:
+            for name, value in row.items():
+                if value is not None:
+                    self.events.add_scalar(name, value, row["epoch"])
+
+    def end(self, problem: Problem, compressed: nn.Module, progress: Progress) -> None:
+        """metrics.json: what was trained is measured on the test images once, now."""
+        metrics = {
+            **self.before,
+            "finetuned_search_accuracy": progress.best["heldout_accuracy"],
+            "finetuned_test_accuracy": problem.accuracy(compressed, test=True),
+            "best_epoch": progress.best["epoch"],
+            "epochs": len(progress.epochs),
+            "seconds": round(sum(row["seconds"] for row in progress.epochs), 1),
+        }
+        write_json(self.folder / names.METRICS, metrics)
+        if self.events is not None:
+            self.events.close()
+
+
+def _events(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "tensorboard is not installed: pip install 'amc-compression[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

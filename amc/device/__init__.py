@@ -1,0 +1,1 @@
+"""The device a network will run on: profiles, runtimes, measuring."""

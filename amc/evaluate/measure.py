@@ -1,0 +1,84 @@
+"""Run a prepared network over many images, and what its outputs are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amc.data.datasets import Dataset
+from amc.data.images import Images
+from amc.evaluate.rewards import Score
+from amc.network.layers import IntArray, evaluating
+
+AGREEMENT = 0.002  # the accuracy by which bf16 may differ from fp32
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Some images of a dataset, to measure on."""
+
+    dataset: Dataset
+    pixels: Tensor  # uint8 (n, C, H, W)
+    labels: Tensor  # int64 (n,)
+
+    @classmethod
+    def of(cls, dataset: Dataset, images: Images, indices: IntArray) -> ImageSet:
+        return cls(dataset, images.fetch(indices), torch.from_numpy(images.labels[indices]))
+
+    def __getitem__(self, chosen: slice | Tensor) -> ImageSet:
+        return ImageSet(self.dataset, self.pixels[chosen], self.labels[chosen])
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Normalised float32 batches (size, C, H, W)."""
+        for pixels in self.pixels.split(size):
+            yield self.dataset.normalise(pixels)
+
+    @property
+    def normalised(self) -> Tensor:
+        return self.dataset.normalise(self.pixels)
+
+
+def logits(
+    model: nn.Module,
+    images: ImageSet,
+    size: int,
+    bf16: bool,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The network's outputs, float32 (n, classes)."""
+    outputs = []
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    with evaluating(model):
+        for number, batch in enumerate(images.batches(size)):
+            ready = batch.to(dtype=dtype, memory_format=torch.channels_last)
+            outputs.append(model(ready).float())
+            if on_batch is not None:
+                on_batch(min((number + 1) * size, len(images.labels)), len(images.labels))
+    return torch.cat(outputs)
+
+
+def per_image(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) -> Tensor:
+    """Correct (0 or 1), cross-entropy, and KL from the original network's outputs (0 without them),
+    of each image: float64 (n, 3).
+    """
+    ours = outputs.double().log_softmax(1)
+    divergence = torch.zeros(len(labels), dtype=torch.float64)
+    if reference is not None:
+        theirs = reference.double().log_softmax(1)
+        divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+    correct = (outputs.argmax(1) == labels).double()
+    return torch.stack([correct, F.nll_loss(ours, labels, reduction="none"), divergence], dim=1)
+
+
+def score(outputs: Tensor, labels: Tensor, reference: Tensor | None = None) -> Score:
+    """The means of `per_image`."""
+    return mean_score(per_image(outputs, labels, reference))
+
+
+def mean_score(values: Tensor) -> Score:
+    """The score of some images, from `per_image` (n, 3)."""
+    return Score(*values.mean(0).tolist())

@@ -1,0 +1,1 @@
+"""Side by side: the strategies of a search, the runs of a sweep."""

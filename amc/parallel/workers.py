@@ -1,0 +1,222 @@
+"""What runs the runs of a sweep: processes on this machine, or the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+from amc.errors import UserError, first_line
+from amc.parallel.cluster import LOCAL, connect, find_modules
+
+Work = Callable[["Task", int, Callable[[str, int, int], None]], None]
+"""Does a task in this process, with so many threads, and reports."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to begin, or to go on with."""
+
+    folder: Path  # of the sweep
+    name: str
+    config: dict[str, Any]
+    path: Path | None  # of the run, where it has begun
+    work: Work
+
+
+@dataclass(frozen=True)
+class End:
+    """How a worker ended."""
+
+    message: str = ""  # what went wrong
+    died: bool = False  # without a word: another may take the run up
+
+
+class Workers(Protocol):
+    """Runs tasks side by side."""
+
+    jobs: int
+
+    def start(self, task: Task) -> int:
+        """Begin; returns the task's number."""
+
+    def ended(self) -> dict[int, End]:
+        """Those that have ended since the last call."""
+
+    def close(self) -> None:
+        """Stop all; their journals are whole."""
+
+
+class LocalWorkers:
+    """A process a run, on this machine."""
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        self.jobs, self.threads = jobs, threads
+        self._numbers = itertools.count()
+        self._running: dict[int, tuple[Any, Connection]] = {}
+
+    def start(self, task: Task) -> int:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_local, args=(task, self.threads, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        number = next(self._numbers)
+        self._running[number] = process, ours
+        return number
+
+    def ended(self) -> dict[int, End]:
+        found = {}
+        for number, (process, pipe) in list(self._running.items()):
+            if not process.is_alive():
+                del self._running[number]
+                try:
+                    found[number] = End(pipe.recv())
+                except EOFError:
+                    code = process.exitcode
+                    found[number] = End(f"its process died (exit status {code})", died=code != 0)
+        return found
+
+    def close(self) -> None:
+        for process, _ in self._running.values():
+            process.terminate()
+        for process, _ in self._running.values():
+            process.join()
+
+
+def _local(task: Task, threads: int, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep hears it, and stops all
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        task.work(task, threads, lambda what, done, total: None)
+    except UserError as error:
+        pipe.send(str(error))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {first_line(error)}")
+        raise
+
+
+@dataclass
+class RayWorkers:
+    """Tasks of a Ray cluster. The files of a run come to this machine's disk after each episode, so
+    a run outlives the machine that it was on.
+    """
+
+    jobs: int
+    threads: int
+    address: str = LOCAL
+    gpus: float = 0.0  # a run
+    _shelves: dict[Path, Any] = field(default_factory=dict)
+    _running: dict[Any, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count()
+        self._ray = connect(self.address, self.jobs * self.threads)
+        resources = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": 0}
+        self._task = self._ray.remote(**resources)(_on_ray)
+
+    def start(self, task: Task) -> int:
+        number = next(self._numbers)
+        shelf = self._shelf(task.folder)
+        reference = self._task.remote(task, self.threads, shelf, sys.path)
+        self._running[reference] = number
+        return number
+
+    def _shelf(self, folder: Path) -> Any:
+        if folder not in self._shelves:
+            strategies = self._ray.util.scheduling_strategies
+            here = self._ray.get_runtime_context().get_node_id()
+            pinned = strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+            shelf = self._ray.remote(num_cpus=0, scheduling_strategy=pinned)(Shelf)
+            self._shelves[folder] = shelf.remote(folder.resolve())
+        return self._shelves[folder]
+
+    def ended(self) -> dict[int, End]:
+        found = {}
+        references = list(self._running)
+        ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
+        for reference in ready:
+            number = self._running.pop(reference)
+            try:
+                found[number] = End(self._ray.get(reference))
+            except self._ray.exceptions.RayError as error:
+                died = not isinstance(error, self._ray.exceptions.RayTaskError)
+                found[number] = End(first_line(error), died)
+        return found
+
+    def close(self) -> None:
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        self._ray.shutdown()
+
+
+class Shelf:
+    """Keeps the files of runs on the disk of the machine that asked for them. A Ray actor."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, name: str, start: int, content: bytes) -> None:
+        """Replace a file from a place on; a journal grows by whole lines."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        with path.open("r+b") as file:
+            file.truncate(start)
+            file.seek(start)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, name: str) -> dict[str, bytes]:
+        """All files of a run: path in the folder -> content."""
+        files = (path for path in (self.folder / name).rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+
+
+def _on_ray(task: Task, threads: int, shelf: Any, paths: list[str]) -> str:
+    """On a worker: a run in a folder of its own, whose files go to the shelf."""
+    import ray
+
+    find_modules(paths)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        path, sent = None, dict[Path, bytes]()
+        if task.path is not None:
+            name = task.path.resolve().relative_to(task.folder.resolve())
+            for file, content in ray.get(shelf.read.remote(str(name))).items():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_bytes(content)
+                sent[folder / file] = content
+            path = folder / name
+
+        def send(what: str = "", done: int = 0, total: int = 0) -> None:
+            if what and not what.startswith("searching"):
+                return
+            files = (folder / task.name).rglob("*")
+            # the journal last: a run that has one has all that is needed to go on
+            for file in sorted(files, key=lambda file: (file.suffix == ".jsonl", file)):
+                if not file.is_file() or "checkpoint" in file.parts or file.suffix == ".part":
+                    continue
+                content, before = file.read_bytes(), sent.get(file, b"")
+                if content != before or file not in sent:
+                    start = len(before) if content.startswith(before) else 0
+                    place = str(file.relative_to(folder))
+                    ray.get(shelf.put.remote(place, start, content[start:]))
+                    sent[file] = content
+
+        try:
+            task.work(replace(task, folder=folder, path=path), threads, send)
+        except UserError as error:
+            return str(error)
+        finally:
+            send()
+    return ""

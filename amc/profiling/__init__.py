@@ -1,1 +1,0 @@
-"""Measuring device profiles."""

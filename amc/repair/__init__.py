@@ -1,0 +1,1 @@
+"""Least-squares repair of a network that was cut or factorised."""

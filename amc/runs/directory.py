@@ -1,0 +1,268 @@
+"""The run directory: one search, one resolved config, one seed.
+
+The journal ``episodes.jsonl`` is append-only and the only source of truth: everything else is
+derived from it or can be. Whatever else is written is written aside first and then renamed, so a
+run killed at any moment is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amc.config import Config, load_config, to_yaml
+from amc.cost.cost import METRICS, Cost
+from amc.errors import UserError
+from amc.evaluate.outcome import Outcome
+from amc.evaluate.rewards import Score
+from amc.files import on_disk, write_bytes, write_json
+from amc.network.layers import LayerSpec, LayerTable
+from amc.runs import names
+
+SCHEMA = 2  # 1: searches of version 0.1
+
+
+class Run:
+    """A run directory that exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: Config, provenance: dict[str, Any]) -> Run:
+        """A new directory with its config and provenance.
+
+        Raises:
+            UserError: the directory exists and is not empty.
+        """
+        if path.exists() and any(path.iterdir()):
+            raise UserError(
+                f"the run directory {str(path)!r} exists and is not empty: nothing is overwritten"
+            )
+        run = cls(path)
+        text = to_yaml(config).encode()
+        write_bytes(path / names.CONFIG, text)
+        digest = hashlib.sha256(text).hexdigest()
+        write_json(
+            path / names.PROVENANCE, {"schema": SCHEMA, "config_sha256": digest, **provenance}
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """A directory that a search has made.
+
+        Raises:
+            UserError: it is not one, or its config was changed.
+        """
+        missing = [name for name in (names.CONFIG, names.PROVENANCE) if not (path / name).is_file()]
+        if missing:
+            raise UserError(f"{str(path)!r} is not a run directory: it has no {missing[0]}")
+        run = cls(path)
+        digest = hashlib.sha256((path / names.CONFIG).read_bytes()).hexdigest()
+        if digest != run.provenance.get("config_sha256"):
+            raise UserError(
+                f"{str(path / 'config.yaml')!r} was changed after the run started: start a new "
+                "run with "
+                f"`amc search {path / 'config.yaml'}`"
+            )
+        return run
+
+    @cached_property
+    def config(self) -> Config:
+        return load_config(str(self.path / names.CONFIG))[1]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        value: dict[str, Any] = self._json(names.PROVENANCE)
+        return value
+
+    def update_provenance(self, **facts: Any) -> None:
+        write_json(self.path / names.PROVENANCE, {**self.provenance, **facts})
+
+    @property
+    def has_best(self) -> bool:
+        """Whether the search has ended, at least once."""
+        return (self.path / names.BEST).is_file()
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """best.json.
+
+        Raises:
+            UserError: the search has no episode yet.
+        """
+        if not self.has_best:
+            raise UserError(
+                f"{str(self.path)!r} has no best.json: its search has not ended an episode yet"
+            )
+        value: dict[str, Any] = self._json(names.BEST)
+        return value
+
+    def chosen(self, episode: int | None = None) -> dict[str, Any]:
+        """An episode as best.json has it; none: the best one.
+
+        Raises:
+            UserError: there is no such episode.
+        """
+        best = self.best
+        if episode is None:
+            return best
+        lines = self.lines()
+        if not 0 <= episode < len(lines):
+            raise UserError(
+                f"{str(self.path)!r} has no episode {episode}: they go from 0 to {len(lines) - 1}"
+            )
+        return _beside(lines[episode], best["baseline"])
+
+    def folder(self, episode: int | None = None) -> Path:
+        """Where lies what comes of an episode, of the best one in the run itself."""
+        return self.path if episode is None else self.path / f"episode_{episode}"
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{str(self.path / name)!r} is damaged: {error}") from error
+
+    # the journal
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All whole episode lines; a torn last one (a run killed while writing, or one that writes
+        just now) is left out.
+
+        Raises:
+            UserError: a line before the last is damaged.
+        """
+        return self._whole()[0]
+
+    def cut_torn_line(self) -> None:
+        """Cut a torn last line off the journal. For the process that goes on with the run only."""
+        end = self._whole()[1]
+        if self._journal.is_file() and end < self._journal.stat().st_size:
+            os.truncate(self._journal, end)
+
+    @property
+    def _journal(self) -> Path:
+        return self.path / names.JOURNAL
+
+    def _whole(self) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines, and where they end in the file."""
+        whole: list[dict[str, Any]] = []
+        end = 0
+        raw = self._journal.read_bytes() if self._journal.is_file() else b""
+        for number, line in enumerate(raw.splitlines(keepends=True)):
+            try:
+                entry = json.loads(line)
+                torn = not line.endswith(b"\n") or entry["episode"] != number
+            except (ValueError, KeyError, TypeError):
+                torn = True
+            if torn and end + len(line) < len(raw):
+                raise UserError(
+                    f"{str(self._journal)!r} is damaged in line {number + 1}: the lines before it "
+                    "are whole"
+                )
+            if torn:
+                break
+            whole.append(entry)
+            end += len(line)
+        return whole, end
+
+    def append(self, episode: int, phase: str, outcome: Outcome) -> None:
+        """One line, on the disk when this returns.
+
+        Raises:
+            UserError: the disk is full; the journal is as it was before.
+        """
+        path = self._journal
+        line = json.dumps({"episode": episode, "phase": phase, **outcome.as_line()}) + "\n"
+        left = line.encode()
+        with (
+            on_disk(path),
+            path.open("ab", buffering=0) as file,
+        ):  # a buffer would try again at close
+            before = file.tell()
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, before)
+                raise
+
+    # what is derived
+
+    def write_layers(self, table: LayerTable) -> None:
+        """layers.csv: the layer table with its costs."""
+        columns = [field.name for field in fields(LayerSpec)]
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow([*columns, "macs", "params"])
+        for layer in table:
+            cells = [getattr(layer, name) for name in columns]
+            cells = [
+                "x".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in cells
+            ]
+            writer.writerow([*cells, layer.macs, layer.params])
+        write_bytes(self.path / names.LAYERS, text.getvalue().encode())
+
+    def write_best(self, baseline: Score, original: Cost) -> dict[str, Any]:
+        """best.json: of the episodes within the budget that were measured on all images, the one
+        with the highest reward, the earliest of equals.
+        """
+        candidates = [line for line in self.lines() if Outcome.from_line(line).can_be_best]
+        before = {"search_accuracy": baseline.accuracy, **original.as_dict()}
+        best = _beside(max(candidates, key=lambda line: line["reward"]), before)
+        write_json(self.path / names.BEST, best)
+        return best
+
+    def profile(self) -> dict[str, float]:
+        """Mean seconds an episode spends in each part: apply, repair, evaluate, agent."""
+        lines = [line["profile"] for line in self.lines() if line.get("profile")]
+        parts = dict.fromkeys(part for line in lines for part in line)
+        return {part: sum(line.get(part, 0.0) for line in lines) / len(lines) for part in parts}
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()  # torch.save hides a full disk behind an error of its own
+        torch.save(state, buffer)
+        write_bytes(self.path / names.CHECKPOINT, buffer.getvalue())
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint; None where there is none or it is damaged (the journal is enough to
+        go on).
+        """
+        try:
+            state: dict[str, Any] = torch.load(self.path / names.CHECKPOINT, weights_only=True)
+        except Exception:
+            return None
+        return state
+
+
+def _beside(line: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """An episode line beside the untouched network."""
+    original = Cost(**{name: baseline[name] for name in METRICS})
+    ratios = Outcome.from_line(line).cost.ratios(original)
+    return {**line, "baseline": baseline, "cost_ratios": ratios}
+
+
+def runs_in(path: Path) -> list[Run]:
+    """The run in a folder, or all runs below it, by path.
+
+    Raises:
+        UserError: the folder does not exist, or holds none.
+    """
+    if (path / names.CONFIG).is_file():
+        return [Run.open(path)]
+    found = sorted(journal.parent for journal in path.rglob(names.JOURNAL))
+    if not found:
+        raise UserError(f"{str(path)!r} holds no run that has begun")
+    return [Run.open(folder) for folder in found]

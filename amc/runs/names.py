@@ -1,0 +1,17 @@
+"""Every file name in a run directory."""
+
+from __future__ import annotations
+
+CONFIG, PROVENANCE, LAYERS = "config.yaml", "provenance.json", "layers.csv"
+JOURNAL, BEST, PICTURE = "episodes.jsonl", "best.json", "search.png"
+CHECKPOINT = "checkpoint/agent.pt"
+BASE = "base.safetensors"  # the base network's weights, kept where they come from no file
+DEVICE = "device.yaml"  # a copy of the device profile
+METRICS = "metrics.json"  # of an export, and of a fine-tuning
+
+FINETUNE = "finetune"  # the folder of a fine-tuning, and what is in it
+BEFORE, LOG, CURVES = "before.json", "log.csv", "finetune.png"
+
+EXPORT = "export"  # the folder of an export, and what is in it
+WEIGHTS, STRATEGY, CARD = "model.safetensors", "strategy.json", "README.md"
+ONNX, PROGRAM = "model.onnx", "model.pt2"
