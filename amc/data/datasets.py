@@ -5,21 +5,26 @@ Images are kept as uint8 and normalised a batch at a time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from amc.data.images import ArrayImages, FolderImages, Images, LoaderImages
+from amc.data.arrays import ArrayImages, as_pixels, normalisation
+from amc.data.folders import FolderImages
+from amc.data.images import Images
+from amc.data.labels import class_numbers
+from amc.data.loaders import LoaderImages
 from amc.data.places import find_file
-from amc.errors import UserError, unknown
+from amc.data.samplers import in_common
+from amc.errors import UserError, first_line, unknown
 from amc.network.torchvision_compat import torchvision
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,7 +33,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test images, the number of classes, and the normalisation (of pixels in [0, 1],
-    a value a channel).
+    a value a channel). What is made has images of two classes at least, labels below the number of
+    classes, and a normalisation that fits.
     """
 
     name: str
@@ -39,69 +45,103 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        for part, labels in (("training", self.train.labels), ("test", self.test.labels)):
+            if not len(labels):
+                raise UserError(f"{self.name!r} has no {part} images")
+            if labels.min() < 0 or labels.max() >= self.classes:
+                raise UserError(
+                    f"{self.name!r} has {self.classes} classes, but its {part} labels run from "
+                    f"{labels.min()} to {labels.max()}: they must be from 0 to {self.classes - 1}"
+                )
+        if len(classes := np.unique(self.train.labels)) < 2:
+            raise UserError(
+                f"all training images of {self.name!r} are of class {classes[0]}: there is nothing "
+                "to tell apart, give images of two classes at least"
+            )
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.input_shape[0]:
+                raise UserError(
+                    f"{key} of {self.name!r} has {len(values)} values: give one for each of the "
+                    f"{self.input_shape[0]} channels"
+                )
+            if not all(0 <= value <= 1 for value in values) or (key == "std" and 0 in values):
+                raise UserError(
+                    f"{key} of {self.name!r} is {', '.join(f'{value:g}' for value in values)}: it "
+                    "is of pixels in [0, 1], so divide what is of 0 to 255 by 255"
+                )
+
     @classmethod
     def from_arrays(
         cls,
         name: str,
-        x_train: NDArray[np.uint8],
-        y_train: NDArray[np.generic],
-        x_test: NDArray[np.uint8],
-        y_test: NDArray[np.generic],
+        x_train: ArrayLike | Tensor,
+        y_train: ArrayLike | Tensor,
+        x_test: ArrayLike | Tensor,
+        y_test: ArrayLike | Tensor,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> Dataset:
-        """A dataset of uint8 images (N, H, W, C); where no normalisation is given it is measured on
-        the training images.
+        """A dataset of uint8 images (N, H, W, C), or (N, H, W) in grey, and class numbers (N,);
+        where no normalisation is given it is measured on the training images.
 
         Raises:
-            UserError: the arrays do not go together.
+            UserError: the arrays are no such images or labels, or do not go together.
         """
+        parts: list[ArrayImages] = []
         for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-            if x.dtype != np.uint8 or x.ndim != 4:
+            pixels = as_pixels(x, f"x_{part} of {name!r}")
+            labels = class_numbers(y, f"the labels y_{part} of {name!r}")
+            if len(pixels) != len(labels):
                 raise UserError(
-                    f"x_{part} of {name!r} is {x.dtype} {x.shape}: it must be uint8 (N, H, W, C)"
+                    f"{name!r} has {len(pixels)} {part} images but {len(labels)} labels: give one "
+                    "for each"
                 )
-            if len(x) != len(y.reshape(-1)):
-                raise UserError(
-                    f"{name!r} has {len(x)} {part} images but {len(y.reshape(-1))} labels"
-                )
-        if x_train.shape[1:] != x_test.shape[1:]:
-            raise UserError(
-                f"{name!r}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}"
-            )
-        measured_mean, measured_std = _mean_and_std(x_train[:10000])
-        height, width, channels = x_train.shape[1:]
-        return cls(
-            name,
-            ArrayImages(x_train, y_train),
-            ArrayImages(x_test, y_test),
-            int(y_train.max()) + 1,
-            (channels, height, width),
-            tuple(mean or measured_mean.tolist()),
-            tuple(std or np.maximum(measured_std, 1e-3).tolist()),
-        )
+            if not len(pixels):
+                raise UserError(f"{name!r} has no {part} images: x_{part} is empty")
+            parts.append(ArrayImages(pixels, labels))
+        train, test = parts
+        _check_sizes(name, train.pixels.shape[1:], test.pixels.shape[1:])
+        height, width, channels = train.pixels.shape[1:]
+        normalised = normalisation(train.pixels, mean, std)
+        classes = _classes(train, test)
+        return cls(name, train, test, classes, (channels, height, width), *normalised)
 
     @classmethod
     def from_loaders(
         cls, train: DataLoader[Any], test: DataLoader[Any], name: str = "given"
     ) -> Dataset:
-        """The images of two ``DataLoader``s, which give batches of (float images as the network
-        expects them, class numbers) and do not augment: searches measure on held-out training
-        images, and fine-tuning augments by itself.
+        """The images of two ``DataLoader``s, each once, in the order of their datasets.
+
+        Batches are (float images as the network expects them, class numbers), longer tuples that
+        begin so, or dicts with one entry of images and one named label, labels, target, targets or
+        y. Samplers choose images: those that are never drawn are no part of the dataset. Order,
+        repetition and ``drop_last`` play no part, and a sampler with weights draws all whose weight
+        is above 0. All images are read once, to find the labels and what cannot be used.
+
+        The loaders must not augment: searches measure on held-out training images as they are, and
+        fine-tuning augments by itself.
 
         Raises:
-            UserError: a loader's images cannot be asked for by number, or are no normalised images.
+            UserError: a loader's images cannot be asked for by number, are no normalised images of
+                one size, or change from one time to the next; or the labels are no class numbers.
         """
-        parts = LoaderImages(train), LoaderImages(test)
-        image = train.dataset[0][0] if len(parts[0].labels) else None
-        if not isinstance(image, Tensor) or image.dim() != 3 or not image.is_floating_point():
-            raise UserError(
-                f"the DataLoader of {name!r} must give float images (C, H, W), normalised"
+        parts = (
+            LoaderImages(train, f"the training images of {name!r}"),
+            LoaderImages(test, f"the test images of {name!r}"),
+        )
+        _check_sizes(name, *(part.shape for part in parts))
+        if shared := in_common(*((part.dataset, part.indices) for part in parts)):
+            logging.getLogger("amc").warning(
+                "warning: %d of the %d test images of %r are training images too: accuracies on "
+                "them are no measure of a network trained on them",
+                shared,
+                len(parts[1].labels),
+                name,
             )
-        channels, height, width = image.shape
-        classes = int(max(part.labels.max() for part in parts)) + 1
+        channels, height, width = parts[0].shape
         identity = (0.0,) * channels, (1.0,) * channels
-        return cls(name, *parts, classes, (channels, height, width), *identity)
+        return cls(name, *parts, _classes(*parts), (channels, height, width), *identity)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (n, C, H, W) -> float32, as the network expects it; float images are so already."""
@@ -114,16 +154,18 @@ class Dataset:
         return (pixels.float() / 255 - mean) / std
 
 
-def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each channel, of pixels in [0, 1]; a few images at a time, for they may be large."""
-    total = squares = np.zeros(pixels.shape[-1])
-    for start in range(0, len(pixels), 100):
-        part = pixels[start : start + 100].astype(np.float64) / 255
-        total = total + part.sum((0, 1, 2))
-        squares = squares + (part**2).sum((0, 1, 2))
-    count = pixels[..., 0].size
-    mean = total / count
-    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
+def _check_sizes(name: str, train: tuple[int, ...], test: tuple[int, ...]) -> None:
+    if train != test:
+        raise UserError(
+            f"{name!r}: training images are {train}, test images {test}: bring them to one size"
+        )
+
+
+def _classes(*parts: Images) -> int:
+    """Of all labels: those of test images may be among the network's classes though no training
+    image is of them.
+    """
+    return 1 + max(int(part.labels.max()) for part in parts)
 
 
 def load_dataset(name: str, folder: Path, image_size: int = 224) -> Dataset:
@@ -158,14 +200,24 @@ def _digits(_folder: Path) -> Dataset:
 def _npz(name: str, path: Path, **normalisation: Any) -> Dataset:
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(
+                f"the data file {str(path)!r} holds one array: np.savez makes one with "
+                f"{', '.join(keys)}"
+            )
+        with archive:
             if missing := [key for key in keys if key not in archive]:
                 raise UserError(
                     f"{str(path)!r} has no array {missing[0]!r}: it needs {', '.join(keys)}"
                 )
-            arrays = [archive[key] for key in keys]
-    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
-        raise UserError(f"the data file {str(path)!r} is damaged: {error}") from error
+            arrays: list[Any] = [archive[key] for key in keys]
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file may lead to nearly any
+        raise UserError(
+            f"the data file {str(path)!r} is damaged, or holds Python objects: {first_line(error)}"
+        ) from error
     return Dataset.from_arrays(name, *arrays, **normalisation)
 
 
@@ -187,7 +239,7 @@ def _from_torchvision(name: str, kind: str, folder: Path, **normalisation: Any) 
         except RuntimeError:  # it is not there
             return found(str(folder), train=train, download=True)
 
-    parts: list[Any] = []
+    arrays: list[Any] = []
     for train in (True, False):
         try:
             data = read(train)
@@ -198,29 +250,21 @@ def _from_torchvision(name: str, kind: str, folder: Path, **normalisation: Any) 
                 "(uint8 NHWC x_train y_train x_test y_test) or torchvision's own files there, or "
                 "set AMC_DATA_DIR"
             ) from error
-        pixels = np.asarray(data.data)
-        parts += [pixels[..., None] if pixels.ndim == 3 else pixels, np.asarray(data.targets)]
-    return Dataset.from_arrays(name, *parts, **normalisation)
+        arrays += [data.data, data.targets]
+    return Dataset.from_arrays(name, *arrays, **normalisation)
 
 
 def _image_folder(name: str, root: Path, size: int) -> Dataset:
+    """The classes are the folders in ``train``; a test folder may lack some of them."""
     test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if not (root / "train").is_dir() or test is None:
         raise UserError(f"{str(root)!r} must have a folder train and a folder test or val")
-    try:
-        train_images, test_images = FolderImages(root / "train", size), FolderImages(test, size)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{str(root)!r} does not hold a folder of images a class: {error}"
-        ) from error
+    train_images = FolderImages(root / "train", size)
+    classes = train_images.classes
+    test_images = FolderImages(test, size, classes)
+    shape = (3, size, size)
     return Dataset(
-        name,
-        train_images,
-        test_images,
-        train_images.classes,
-        (3, size, size),
-        IMAGENET_MEAN,
-        IMAGENET_STD,
+        name, train_images, test_images, len(classes), shape, IMAGENET_MEAN, IMAGENET_STD
     )
 
 

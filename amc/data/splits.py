@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from amc.data.datasets import Dataset
-from amc.errors import UserError
+from amc.errors import UserError, first_line
 from amc.network.layers import IntArray
+
+LEAST = 20  # training images of which fifths are taken; of fewer an accuracy says nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +23,14 @@ class Splits:
     heldout: IntArray  # what a search measures on
     calibration: IntArray  # what repair may use; part of what the base network may be trained on
     train: IntArray  # everything but the held-out images
+
+    def others(self, count: int) -> IntArray:
+        """Some training images that are neither held out nor for calibration, drawn; of the
+        calibration ones where there are no others.
+        """
+        left = np.setdiff1d(self.train, self.calibration)
+        drawn = np.random.default_rng(0).permutation(left if len(left) else self.calibration)
+        return np.asarray(drawn[:count])
 
 
 def split(
@@ -44,7 +54,7 @@ def split(
     Raises:
         UserError: there are not enough images, or the file does not fit the dataset.
     """
-    total = len(dataset.train.labels)
+    total = _counted(dataset, images, calibration_images)
     drawn = images or min(5000, total // 5)
     calibration_images = calibration_images or min(1000, total // 5)
     seed = 0 if heldout is not None else seed
@@ -54,25 +64,52 @@ def split(
     if images > len(reserved) or len(reserved) + calibration_images > total:
         raise UserError(
             f"evaluate.images {images} and evaluate.calibration_images {calibration_images} are "
-            "more than "
-            f"{dataset.name!r} has ({total} training images, {len(reserved)} of them held out)"
+            f"more than {dataset.name!r} has ({total} training images, {len(reserved)} held out): "
+            "set them lower"
         )
     rest = order[~np.isin(order, reserved)]
-    chosen = np.sort(
-        reserved
-        if images == len(reserved)
-        else np.random.default_rng(seed).permutation(reserved)[:images]
-    )
-    return Splits(chosen, rest[:calibration_images], np.sort(rest))
+    chosen = reserved
+    if images < len(reserved):
+        chosen = np.random.default_rng(seed).permutation(reserved)[:images]
+    return Splits(np.sort(chosen), rest[:calibration_images], np.sort(rest))
+
+
+def _counted(dataset: Dataset, images: int | None, calibration_images: int | None) -> int:
+    """The training images, which must be enough where a fifth of them is taken."""
+    total = len(dataset.train.labels)
+    if total < LEAST and not (images and calibration_images):
+        raise UserError(
+            f"{dataset.name!r} has {total} training images: a search needs {LEAST}, a fifth each "
+            "to measure on and to repair from; give more, or set evaluate.images and "
+            "evaluate.calibration_images"
+        )
+    return total
 
 
 def _read_indices(path: Path, total: int) -> IntArray:
+    """Different whole numbers below ``total``, in the order of the file."""
     try:
-        indices = np.load(path, allow_pickle=False).astype(np.int64).reshape(-1)
-    except (ValueError, OSError, EOFError) as error:
+        found = np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged file may lead to nearly any
         raise UserError(
-            f"the file of held-out indices {str(path)!r} cannot be read: {error}"
+            f"the file of held-out indices {str(path)!r} cannot be read: {first_line(error)}; "
+            "np.save makes one of an array of whole numbers"
         ) from error
-    if len(np.unique(indices)) != len(indices) or indices.min() < 0 or indices.max() >= total:
-        raise UserError(f"{str(path)!r} must hold different indices from 0 to {total - 1}")
-    return np.asarray(indices)
+    wrong = f"{str(path)!r} must hold different indices from 0 to {total - 1}"
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{wrong}: it is an archive of several arrays, save one with np.save")
+    if found.dtype == bool:
+        raise UserError(f"{wrong}: it holds true and false, save np.flatnonzero of them")
+    if found.dtype.kind not in "iuf" or not found.size:
+        raise UserError(f"{wrong}: it holds {found.dtype} {found.shape}")
+    for flaw, what in (
+        (~np.isfinite(found) | (found != np.rint(found)), "no whole number"),
+        ((found < 0) | (found >= total), "no training image's"),
+    ):
+        if flaw.any():
+            raise UserError(f"{wrong}: {found[flaw][0]} is {what}")
+    indices = found.astype(np.int64).reshape(-1)
+    values, counts = np.unique(indices, return_counts=True)
+    if counts.max() > 1:
+        raise UserError(f"{wrong}: {values[counts.argmax()]} is there {counts.max()} times")
+    return indices
