@@ -68,6 +68,7 @@ def _of(module: ModuleType, name: str) -> object:
 
 SPLIT = {
     "amc.data.datasets": ("splits", "places"),
+    "amc.data.images": ("arrays", "folders", "loaders"),
     "amc.deliver.export": ("load", "evaluate"),
     "amc.evaluate.measure": ("prepare",),
     "amc.repair.independent": ("rows",),

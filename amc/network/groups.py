@@ -17,6 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from amc.network.probe import Probe
+from amc.network.sites import NotApart
 from amc.network.trace import Network
 
 Side = Literal["in", "out"]
@@ -66,13 +67,19 @@ def find_groups(network: Network, seed: int = 0) -> tuple[tuple[ChannelGroup, ..
     Raises:
         UserError: the network does not run on a batch of several images.
     """
-    probe = Probe(network, seed)
-    with probe.installed():
-        probe.record()
-        reach = probe.reach()
-        for producers in probe.passes(reach):
-            probe.decode(producers)
-    return _assemble(probe)
+    alone: list[str] = []
+    while True:  # once more for every layer that does not keep images apart
+        probe = Probe(network, seed, alone)
+        try:
+            with probe.installed():
+                probe.record()
+                reach = probe.reach()
+                for producers in probe.passes(reach):
+                    probe.decode(producers)
+        except NotApart as error:
+            alone.append(error.site)
+            continue
+        return _assemble(probe)
 
 
 def _assemble(probe: Probe) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
@@ -139,4 +146,6 @@ def _groups(
     groups.sort(key=lambda group: (rank[group.producers[0]], group.name))
     found = {name for group in groups for name in group.producers}
     missing = [n for n in probe.order if probe.sites[n].mixes and n not in found]
-    return tuple(groups), {n: reasons.get(n, "no layer reads its channels") for n in missing}
+    alone = {n: reasons.get(n, "no layer reads its channels") for n in missing}
+    gone = {n: why for n, why in probe.blocked.items() if n not in probe.sites}
+    return tuple(groups), {**probe.network.table.alone, **gone, **alone}

@@ -9,43 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc.network.torchvision_compat import FrozenBatchNorm2d
-
-Kind = Literal["conv", "linear", "channelwise", "other"]
+KindName = Literal["conv", "linear", "channelwise", "other"]
 
 IntArray = NDArray[np.int64]
-
-
-@runtime_checkable
-class LinkedModule(Protocol):
-    """A module that keeps channels apart in a way only it knows, and that can cut itself (a padded
-    shortcut, say).
-    """
-
-    def channel_links(self) -> list[tuple[int, int]]:
-        """Pairs (input channel, output channel) that must live or die together."""
-
-    def cut(self, remove_in: list[int], remove_out: list[int]) -> None:
-        """Shrink, in place, by the given channels (ascending)."""
 
 
 @dataclass(frozen=True)
 class LayerSpec:
     """Facts about one layer. ``conv`` and ``linear`` mix channels and cost MACs; ``channelwise``
-    (BatchNorm, PReLU) holds parameters for each channel; ``other`` is the rest that has parameters.
+    (BatchNorm, PReLU) holds parameters for each channel; ``other`` is the rest that has parameters:
+    its costs are as they are.
     """
 
     name: str
-    kind: Kind
+    kind: KindName
     in_channels: int
     out_channels: int
     kernel: tuple[int, int] = (1, 1)
@@ -55,6 +41,8 @@ class LayerSpec:
     output_size: tuple[int, int] = (1, 1)
     per_channel_params: int = 0  # bias, or gamma and beta
     fixed_params: int = 0  # of kind "other"
+    fixed_macs: int = 0  # likewise
+    repeats: int = 1  # how often one image passes it in one call (windows, regions, frames)
     shared: bool = (
         False  # a further call of a layer that the table already has: MACs, but no parameters
     )
@@ -66,9 +54,8 @@ class LayerSpec:
         """Multiply-accumulates for one image. 1 MAC = 2 FLOPs; biases and normalisation are not
         counted.
         """
-        if self.kind not in ("conv", "linear"):
-            return 0
-        return self.output_size[0] * self.output_size[1] * self._weights
+        positions = self.repeats * self.output_size[0] * self.output_size[1]
+        return positions * self._weights + self.fixed_macs
 
     @cached_property
     def params(self) -> int:
@@ -140,13 +127,40 @@ class Activations:
         return int(min(100, max(4, 100e6 // max(1, self.peak_bytes()))))
 
 
+@dataclass(frozen=True)
+class Rest:
+    """What a network costs apart from its layers: attention products, functional calls, parameters
+    of no layer or of one that is not executed. No decision changes it.
+    """
+
+    macs: int = 0
+    params: int = 0
+    uncounted: tuple[str, ...] = ()  # operations whose MACs nobody knows: "operation in module"
+    uncounted_share: float = 0.0  # of the time of a forward pass here that they take
+
+    @property
+    def doubt(self) -> str:
+        """What the costs leave out; nothing where they are whole."""
+        if not self.uncounted:
+            return ""
+        return (
+            f"nobody can count the MACs of {', '.join(self.uncounted)}: about "
+            f"{100 * self.uncounted_share:.0f}% of the network's time here is in no cost and in no "
+            "budget"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class LayerTable:
-    """All layers in execution order, and the activations that flow between them."""
+    """All layers in execution order, the rest of the network, and the activations that flow between
+    them.
+    """
 
     layers: tuple[LayerSpec, ...]
     activations: Activations
     folds: tuple[tuple[str, str], ...] = ()  # (layer, the BatchNorm that alone reads its output)
+    rest: Rest = Rest()
+    alone: Mapping[str, str] = field(default_factory=dict)  # layer -> why surgery leaves it alone
 
     def __iter__(self) -> Iterator[LayerSpec]:
         return iter(self.layers)
@@ -180,15 +194,18 @@ class LayerTable:
             layers += [replace(part, step=step + i, followed_by="") for i, part in enumerate(inner)]
             layers.append(replace(last, step=step + len(inner), followed_by=layer.followed_by))
             shift += len(inner)
-        return LayerTable(tuple(layers), self.activations.splitting(split))
+        activations = self.activations.splitting(split)
+        return replace(self, layers=tuple(layers), activations=activations)
 
     @property
     def macs(self) -> int:
-        return sum(layer.macs for layer in self.layers)
+        """Of the whole network, for one image."""
+        return sum(layer.macs for layer in self.layers) + self.rest.macs
 
     @property
     def params(self) -> int:
-        return sum(layer.params for layer in self.layers)
+        """Of the whole network."""
+        return sum(layer.params for layer in self.layers) + self.rest.params
 
 
 def example_input(
@@ -204,59 +221,35 @@ def example_input(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's own mode is back afterwards."""
+    """Eval mode and no gradients inside; every module's own mode is back afterwards.
+
+    Attention is computed by its layers, not by one operator that goes around them.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    around = torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(around)
         for module, mode in modes:
             module.training = mode
 
 
-def is_channelwise(module: nn.Module) -> bool:
-    """Whether a module holds one set of parameters for each channel and lets channels pass without
-    mixing them.
-    """
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters > 1
-    return isinstance(
-        module,
-        (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, FrozenBatchNorm2d),
-    )
-
-
-def is_mixer(module: nn.Module) -> bool:
-    """Whether a layer mixes all its input channels: a linear layer or an ungrouped convolution."""
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors in tuples, lists and dicts, in order: arguments and results of operations."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from tensors_in(value)
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from tensors_in(value)
 
 
 def storage_key(tensor: Tensor) -> int:
     """What tells the memory of two tensors apart; views and in-place results share it."""
     return int(tensor.untyped_storage()._cdata)
-
-
-def output_shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a layer's output for an input of that shape, without computing it."""
-    if isinstance(module, nn.Sequential):
-        for part in module:
-            input_shape = output_shape(part, input_shape)
-        return input_shape
-    if isinstance(module, nn.Linear):
-        return (*input_shape[:-1], module.out_features)
-    if isinstance(module, nn.Conv2d):
-        pads = module._reversed_padding_repeated_twice  # left, right, top, bottom
-        sizes = [
-            (size + sum(pad) - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                input_shape[2:],
-                (pads[2:], pads[:2]),
-                module.dilation,
-                module.kernel_size,
-                module.stride,
-                strict=True,
-            )
-        ]
-        return (input_shape[0], module.out_channels, *sizes)
-    return tuple(type(module).forward(module, torch.empty(input_shape, device="meta")).shape)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amc.errors import UserError, unknown
 from amc.network.builtin import CifarResNet, CifarVGG16, MobileNetV1
+from amc.network.checkpoints import classes_differ, misfits, read_checkpoint
 from amc.network.torchvision_compat import torchvision
 from amc.registry import import_object
 
@@ -81,42 +80,25 @@ def _from_torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict (safetensors, or a torch file of tensors only) into ``model``, in place.
+    One that a training script has wrapped is unwrapped, said in the log.
 
     Raises:
         UserError: the file is missing, damaged, or does not fit; the first mismatches are named.
     """
     if not path.is_file():
         raise UserError(f"the weights file {str(path)!r} does not exist")
-    state = _read(path)
-    expected = model.state_dict()
-    counters = {key for key in expected if key.endswith("num_batches_tracked")}
-    wrong = [f"{key} is missing" for key in expected if key not in state and key not in counters]
-    wrong += [f"{key} is unknown" for key in state if key not in expected]
-    wrong += [
-        f"{key} is {tuple(value.shape)}, not {tuple(expected[key].shape)}"
-        for key, value in state.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
-    if wrong:
+    expected = {k: value for k, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state, done = read_checkpoint(path, expected)
+    if wrong := misfits(state, expected):
+        if classes := classes_differ(state, expected):
+            raise UserError(
+                f"the weights in {str(path)!r} are of a network with {classes[0]} classes, not "
+                f"{classes[1]} ({wrong[0]}): train its last layer for these first"
+            )
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
             f"the weights in {str(path)!r} do not fit the network: {'; '.join(wrong[:3])}{more}"
         )
+    if done:
+        logging.getLogger("amc").warning("the weights in %r: %s", str(path), done)
     model.load_state_dict(state, strict=False)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state.get("state_dict", state))
-    except (SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"the weights file {str(path)!r} is damaged or not a weights file: {first}"
-        ) from error
-    except Exception as error:  # torch's unpickler has errors of its own
-        raise UserError(
-            f"the weights file {str(path)!r} cannot be read without running code from it"
-        ) from error

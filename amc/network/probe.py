@@ -5,7 +5,8 @@ Every layer that mixes channels gets a fixed random output while it is probed, s
 two such layers is only what keeps channels apart: activations, pooling, sums, concatenation,
 shuffles, padding, gates, flatten. BatchNorm and its kind pass their input through (a dead channel
 must not hide). A grouped convolution keeps its groups apart: the inputs and outputs of one group
-live or die together. No symbolic tracing: any ``nn.Module`` works.
+live or die together. What surgery does not know, or what does not keep the images of a batch apart,
+computes as it does: it mixes what it reads. No symbolic tracing: any ``nn.Module`` works.
 
 1. reach: one sample a producer, all its channels perturbed -> which consumer channels it touches at
    all.
@@ -19,26 +20,21 @@ live or die together. No symbolic tracing: any ``nn.Module`` works.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_iter
 
 from amc.errors import UserError, first_line
-from amc.network.layers import (
-    LinkedModule,
-    evaluating,
-    example_input,
-    is_channelwise,
-    is_mixer,
-    output_shape,
-)
+from amc.network.kinds import kind_of
+from amc.network.kinds.linked import LinkedModule
+from amc.network.layers import evaluating, example_input
+from amc.network.sites import NotApart, Site
 from amc.network.trace import Network
 
 BoolArray = NDArray[np.bool_]
@@ -48,35 +44,6 @@ _BYTES = 512 * 2**20  # of activations in one pass
 _TOLERANCE = 1e-4  # of a channel's largest value: smaller differences are rounding
 
 
-@dataclass
-class Site:
-    """A layer that is replaced while probing (or, ``channelwise``, only watched)."""
-
-    name: str
-    module: nn.Module
-    channelwise: bool
-    in_channels: int = 0
-    out_channels: int = 0
-    calls: int = 0
-
-    @property
-    def dim(self) -> int:
-        return -1 if isinstance(self.module, nn.Linear) else 1
-
-    @property
-    def mixes(self) -> bool:
-        return is_mixer(self.module)
-
-    def links(self) -> list[tuple[int, int]]:
-        """Pairs (input channel, output channel) inside the layer that live or die together."""
-        if isinstance(self.module, nn.Conv2d) and self.module.groups > 1:
-            groups = self.module.groups
-            ins, outs = self.in_channels // groups, self.out_channels // groups
-            first = [(g * ins, g * outs + o) for g in range(groups) for o in range(outs)]
-            return first + [(g * ins + i, g * outs) for g in range(groups) for i in range(1, ins)]
-        return self.module.channel_links() if isinstance(self.module, LinkedModule) else []
-
-
 _Perturbed = dict[str, Tensor]
 """producer -> (samples, channels): which channels are perturbed in which sample."""
 
@@ -84,7 +51,7 @@ _Perturbed = dict[str, Tensor]
 class Probe:
     """The state of one probing: what every sample of every pass has touched."""
 
-    def __init__(self, network: Network, seed: int) -> None:
+    def __init__(self, network: Network, seed: int, alone: Collection[str] = ()) -> None:
         self.network = network
         self.seed = seed
         self.sites: dict[str, Site] = {}
@@ -92,9 +59,14 @@ class Probe:
         self.edges: list[tuple[str, int, str, int]] = []  # producer, channel, site, channel
         self.blocked: dict[str, str] = {}  # producer -> why it is left alone
         self._handler: Callable[[Site, Tensor], Tensor] = lambda site, x: x
+        known = {spec.name.split("@")[0] for spec in network.table if spec.kind != "other"}
+        strange = {spec.name.split("@")[0] for spec in network.table if spec.kind == "other"}
         for name, module in network.model.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear, LinkedModule)) or is_channelwise(module):
-                self.sites[name] = Site(name, module, is_channelwise(module))
+            kind = kind_of(module)
+            if kind is not None and (name in known - strange or isinstance(module, LinkedModule)):
+                self.sites[name] = Site(name, module, kind)
+        for name in alone:
+            self._leave_alone(name, "it does not keep the images of a batch apart")
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -103,18 +75,15 @@ class Probe:
         def replacement(site: Site) -> Callable[[Tensor], Tensor]:
             return lambda x: self._handler(site, x)
 
-        originals = {name: site.module.forward for name, site in self.sites.items()}
+        sites = list(self.sites.values())
         try:
             with evaluating(self.network.model):
-                for site in self.sites.values():
+                for site in sites:
                     site.module.forward = replacement(site)
                 yield
         finally:
-            for name, site in self.sites.items():
-                if originals[name] == type(site.module).forward.__get__(site.module):
-                    site.module.__dict__.pop("forward", None)
-                else:
-                    site.module.forward = originals[name]
+            for site in sites:
+                site.restore()
 
     def _run(self, samples: int) -> Any:
         image = example_input(self.network.model, self.network.input_shape).expand(
@@ -122,6 +91,8 @@ class Probe:
         )
         try:
             return self.network.model(image)
+        except NotApart:
+            raise
         except Exception as error:
             raise UserError(
                 f"the network {self.network.name!r} cannot be probed: its forward fails on "
@@ -130,19 +101,36 @@ class Probe:
             ) from error
 
     def record(self) -> None:
-        """One ordinary pass, to see the order and the widths."""
+        """Ordinary passes with one image and with two, to see the order and the widths, and what
+        keeps images apart.
+        """
+        lengths: dict[str, list[list[int]]] = {name: [[], []] for name in self.sites}
+        images = 1
 
         def handler(site: Site, x: Tensor) -> Tensor:
-            output: Tensor = type(site.module).forward(site.module, x)
-            site.in_channels, site.out_channels = x.shape[site.dim], output.shape[site.dim]
-            if not site.calls and not site.channelwise:
-                self.order.append(site.name)
-            site.calls += 1
+            output = site.forward(x)
+            lengths[site.name][images - 1].append(len(x))
+            if images == 1:
+                site.in_channels, site.out_channels = x.shape[site.dim], output.shape[site.dim]
+                if not site.shapes and not site.channelwise:
+                    self.order.append(site.name)
+                site.shapes.append(tuple(output.shape))
             return output
 
         self._handler = handler
-        self._run(1)
-        self.sites = {name: site for name, site in self.sites.items() if site.calls}
+        for images in (1, 2):
+            self._run(images)
+        for name, (one, two) in lengths.items():
+            if one and two != [2 * length for length in one]:
+                self._leave_alone(name, "it does not keep the images of a batch apart")
+        self.sites = {name: site for name, site in self.sites.items() if site.shapes}
+
+    def _leave_alone(self, name: str, why: str) -> None:
+        """Let a layer compute as it does."""
+        site = self.sites.pop(name)
+        site.restore()
+        self.blocked[name] = why
+        self.order = [other for other in self.order if other != name]
 
     def _pass(self, perturbed: _Perturbed, samples: int, round_: int) -> dict[str, BoolArray]:
         """Run ``samples`` samples (0 is untouched): for every site, and "" for the output,
@@ -152,27 +140,21 @@ class Probe:
         calls: Counter[str] = Counter()
 
         def handler(site: Site, x: Tensor) -> Tensor:
-            if len(x) != samples:
-                raise ValueError(f"{site.name!r} does not keep the images of a batch apart")
-            seen = _differs(x, site.dim)
+            if len(x) % samples or x.shape[site.dim] != site.in_channels:
+                raise NotApart(site.name)
+            seen = _differs(x, site.dim, samples)
             touched[site.name] = touched[site.name] | seen if site.name in touched else seen
             if site.channelwise:
                 return x.clone()  # an in-place activation may follow
-            shape = output_shape(site.module, (1, *x.shape[1:]))
+            shape = site.shapes[calls[site.name] % len(site.shapes)]
             calls[site.name] += 1
-            return self._random(
-                site,
-                shape,
-                perturbed.get(site.name),
-                samples,
-                round_ * 64 + calls[site.name],
-                x,
-            )
+            mask, salt = perturbed.get(site.name), round_ * 64 + calls[site.name]
+            return self._random(site, shape, mask, samples, salt).to(x.device, x.dtype)
 
         self._handler = handler
         output = self._run(samples)
         outputs = [
-            _differs(t, 1).any(axis=1)
+            _differs(t, 1, samples).any(axis=1)
             for t in tree_iter(output)
             if isinstance(t, Tensor) and t.dim() > 0
         ]
@@ -182,26 +164,23 @@ class Probe:
         return touched
 
     def _random(
-        self,
-        site: Site,
-        shape: tuple[int, ...],
-        mask: Tensor | None,
-        samples: int,
-        salt: int,
-        like: Tensor,
+        self, site: Site, shape: tuple[int, ...], mask: Tensor | None, samples: int, salt: int
     ) -> Tensor:
-        """A fixed random output; where ``mask`` says so, another one."""
+        """A fixed random output, its ``shape`` that of one sample; where ``mask`` says so, another
+        one. In every other round all values are positive: a rectifier must not hide them.
+        """
         generator = torch.Generator().manual_seed(
             hash((self.seed, self.order.index(site.name), salt)) % 2**31
         )
         base = torch.randn(shape, generator=generator) + 0.3
-        if mask is None:
-            return base.to(like.device, like.dtype).expand(samples, *shape[1:]).clone()
         other = torch.randn(shape, generator=generator) * 1.5 + 0.3
+        if salt // 64 % 2 == 0:
+            base, other = base.abs() + 0.1, other.abs() + 0.1
+        if mask is None:
+            return base.expand(samples, *shape).flatten(0, 1).clone()
         dims = [1] * len(shape)
         dims[site.dim] = shape[site.dim]
-        chosen = mask.view(samples, *dims[1:])
-        return torch.where(chosen, other, base).to(like.device, like.dtype)
+        return torch.where(mask.view(samples, *dims), other, base).flatten(0, 1)
 
     def _chunks(self, samples: int) -> list[range]:
         size = max(2, int(_BYTES // max(1, self.network.table.activations.peak_bytes())))
@@ -292,9 +271,12 @@ class Probe:
                     self.edges.append((name, int(sources[channel]), site, int(channel)))
 
 
-def _differs(x: Tensor, dim: int) -> BoolArray:
+def _differs(x: Tensor, dim: int, samples: int) -> BoolArray:
     """(samples, channels): whether a sample differs from sample 0 anywhere in that channel."""
-    x = x.movedim(dim, 1).flatten(2) if x.dim() > 2 else x.reshape(x.shape[0], -1, 1)
+    if len(x) % samples:
+        raise ValueError(f"{len(x)} is not a multiple of {samples} images")
+    x = x.movedim(dim, 1) if x.dim() > 1 else x[:, None]
+    x = x.unflatten(0, (samples, -1)).transpose(1, 2).flatten(2)  # a part of an image is of it
     reference = x[:1]
     scale = reference.abs().amax(dim=2).clamp_min(1e-3)
     difference = (x - reference).abs().amax(dim=2)

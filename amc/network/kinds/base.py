@@ -1,0 +1,90 @@
+"""What a kind of layer is: how it is recognised, what it costs, which channels it ties, how it is
+cut and masked.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Kind(ABC):
+    """A family of modules that surgery knows. It has no state: each method is asked about a
+    module.
+    """
+
+    name: ClassVar[str]  # in the layer table
+    channel_dim: ClassVar[int] = 1  # of its input and its output
+
+    @abstractmethod
+    def matches(self, module: nn.Module) -> bool:
+        """Whether a module is of this kind. One whose weights are computed from others (a
+        parametrisation, a mask) is not.
+        """
+
+    @abstractmethod
+    def widths(self, module: nn.Module) -> tuple[int, int]:
+        """Input and output channels."""
+
+    @abstractmethod
+    def cut(self, module: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
+        """Remove channels (ascending), in place.
+
+        Raises:
+            ValueError: it cannot lose these.
+        """
+
+    def mixes(self, module: nn.Module) -> bool:
+        """Whether every output channel depends on every input channel, by `weight`."""
+        return False
+
+    def weight(self, module: nn.Module) -> Tensor:
+        """Of one that mixes: (out, in, ...)."""
+        weight: Any = module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def links(self, module: nn.Module) -> list[tuple[int, int]]:
+        """Pairs (input channel, output channel) that live or die together."""
+        return []
+
+    def facts(self, module: nn.Module) -> dict[str, Any]:
+        """The fields of a `LayerSpec` that the module alone tells."""
+        return {}
+
+    def output_shape(self, module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the output for an input of that shape, without computing it."""
+        return tuple(type(module).forward(module, torch.empty(input_shape, device="meta")).shape)
+
+
+def kept(width: int, removed: list[int]) -> Tensor:
+    """Ascending indices of the channels that stay. Shape (width - removed,)."""
+    stay = torch.ones(width, dtype=torch.bool)
+    stay[removed] = False
+    return stay.nonzero().flatten()
+
+
+def slice_own(module: nn.Module, rows: Tensor, width: int) -> None:
+    """Keep the given rows of every parameter and buffer of a module's own that has a row for each
+    of its ``width`` channels, in place.
+    """
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.dim() and len(parameter) == width:
+            chosen = parameter.detach()[rows].contiguous()
+            setattr(module, name, nn.Parameter(chosen, requires_grad=parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        if buffer.dim() and len(buffer) == width:
+            setattr(module, name, buffer[rows].clone())
+
+
+def has_own_weight(module: nn.Module) -> bool:
+    """Whether a module's weight is a parameter of its own, not computed from others."""
+    return isinstance(module._parameters.get("weight"), nn.Parameter)
+
+
+def own_numel(module: nn.Module) -> int:
+    """The parameters that a module itself holds."""
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))

@@ -1,0 +1,44 @@
+"""Linear layers, applied to the last dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from amc.network.kinds.base import Kind, has_own_weight, kept, own_numel, slice_own
+
+
+class Linear(Kind):
+    """``nn.Linear``."""
+
+    name = "linear"
+    channel_dim = -1
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear) and has_own_weight(module)
+
+    def widths(self, module: nn.Module) -> tuple[int, int]:
+        assert isinstance(module, nn.Linear)
+        return module.in_features, module.out_features
+
+    def mixes(self, module: nn.Module) -> bool:
+        return True
+
+    def facts(self, module: nn.Module) -> dict[str, Any]:
+        assert isinstance(module, nn.Linear)
+        extra = own_numel(module) - module.weight.numel()
+        return {"per_channel_params": extra // module.out_features}
+
+    def cut(self, module: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
+        assert isinstance(module, nn.Linear)
+        rows, columns = kept(module.out_features, gone_out), kept(module.in_features, gone_in)
+        if gone_in:
+            chosen = module.weight.detach()[:, columns].contiguous()
+            module.weight = nn.Parameter(chosen, requires_grad=module.weight.requires_grad)
+        slice_own(module, rows, module.out_features)
+        module.out_features, module.in_features = len(rows), len(columns)
+
+    def output_shape(self, module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        assert isinstance(module, nn.Linear)
+        return (*input_shape[:-1], module.out_features)

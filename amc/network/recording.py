@@ -1,0 +1,299 @@
+"""What sees one forward pass: every operation, and every call of a layer through its hooks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from amc.errors import UserError
+from amc.network.flops import is_composite, is_uncounted, macs_of
+from amc.network.kinds import does_as_its_type, is_batchnorm, is_batchnorm_like, kind_of
+from amc.network.kinds.base import Kind, has_own_weight, own_numel
+from amc.network.layers import Activations, LayerSpec, LayerTable, Rest, storage_key, tensors_in
+
+_ACTIVATIONS = frozenset(
+    ("relu", "hardtanh", "silu", "hardswish", "gelu", "elu", "sigmoid", "tanh", "leaky_relu")
+)
+
+
+@dataclass
+class _Buffer:
+    bytes: int
+    born: int
+    dies: int
+    readers: int = 0
+
+
+@dataclass
+class _Call:
+    """A call of a layer that has begun."""
+
+    name: str
+    macs: int = 0  # of its own operations, not of a layer that it calls
+
+
+@dataclass
+class Recorder(TorchDispatchMode):
+    """Writes down one forward pass; `hooks` tell it where a layer begins and ends."""
+
+    model: nn.Module
+    foreign: set[int] = field(default_factory=set)  # storages that it must not compute with
+    is_foreign: bool = False
+    step: int = 0
+    specs: list[LayerSpec] = field(default_factory=list)
+    buffers: dict[int, _Buffer] = field(default_factory=dict)
+    alone: dict[str, str] = field(default_factory=dict)  # layer -> why surgery leaves it alone
+    # a freed storage's address would be used again
+    _kept: list[Tensor] = field(default_factory=list)
+    _outputs: dict[int, str] = field(default_factory=dict)  # storage -> the layer that made it
+    _folds: list[tuple[str, str, int]] = field(default_factory=list)
+    # storage -> which of the specs it comes from, through BatchNorms, sums and activations only
+    _origin: dict[int, int] = field(default_factory=dict)
+    _calls: Counter[str] = field(default_factory=Counter)
+    _counted: set[int] = field(default_factory=set)  # parameters that a row has
+    _uncounted: dict[str, None] = field(default_factory=dict)
+    _uncounted_seconds: float = 0.0
+    _seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        self.weights = {storage_key(tensor) for tensor in tensors}
+        self._stack = [_Call("")]
+        self._owners: dict[int, list[str]] = {}
+        for name, module in self.model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                self._owners.setdefault(id(parameter), []).append(name)
+
+    # operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_composite(func):  # as PyTorch's counter does: what it is made of may have a formula
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        start = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        seconds = time.perf_counter() - start
+        self.step += 1
+        for tensor in tensors_in((args, kwargs)):
+            self._read(tensor)
+        for tensor in tensors_in(result):
+            self.add(tensor)
+        self._stack[-1].macs += macs_of(func, args, kwargs, result)
+        if is_uncounted(func, (args, kwargs), self.weights, storage_key):
+            where = self._stack[-1].name
+            name = func.overloadpacket.__name__
+            self._uncounted.setdefault(f"{name} in {where}" if where else name)
+            self._uncounted_seconds += seconds
+        self._seconds += seconds
+        self._follow(func, args, result)
+        return result
+
+    def _read(self, tensor: Tensor) -> None:
+        key = storage_key(tensor)
+        self.is_foreign = self.is_foreign or key in self.foreign
+        if key in self.buffers:
+            self.buffers[key].dies = self.step
+            self.buffers[key].readers += 1
+
+    def _follow(self, func: Any, args: Any, result: Any) -> None:
+        """Note an activation, or a sum before one, behind a layer."""
+        operation = func.overloadpacket.__name__.removesuffix("_")
+        if operation != "add" and operation not in _ACTIVATIONS:
+            return
+        keys = [storage_key(arg) for arg in args if isinstance(arg, Tensor)]
+        origin = max((self._origin[key] for key in keys if key in self._origin), default=None)
+        if origin is not None:
+            self._origin[storage_key(result)] = origin
+            if operation != "add":
+                self._add_follower(origin, operation)
+
+    def _add_follower(self, origin: int, what: str) -> None:
+        spec = self.specs[origin]
+        if what not in spec.followed_by.split("+"):
+            parts = [part for part in (spec.followed_by, what) if part]
+            self.specs[origin] = replace(spec, followed_by="+".join(parts))
+
+    def add(self, tensor: Tensor) -> None:
+        """Note a buffer that is seen for the first time."""
+        key = storage_key(tensor)
+        if key not in self.weights and key not in self.buffers and tensor.numel():
+            element = 4 if tensor.is_floating_point() else tensor.element_size()
+            size = tensor.untyped_storage().nbytes() // tensor.element_size() * element
+            self.buffers[key] = _Buffer(size, self.step, self.step)
+            self._kept.append(tensor)
+
+    def finish(self, output: Any) -> None:
+        """The outputs live to the end."""
+        for tensor in tree_iter(output):
+            if isinstance(tensor, Tensor) and storage_key(tensor) in self.buffers:
+                buffer = self.buffers[storage_key(tensor)]
+                buffer.dies, buffer.readers = self.step, buffer.readers + 1
+
+    # layers
+
+    @staticmethod
+    def is_row(module: nn.Module) -> bool:
+        """Whether a module gets a row of the table: surgery knows it, or it holds parameters."""
+        kind = kind_of(module)
+        known = kind is not None and kind.name == "channelwise"
+        return known or own_numel(module) > 0 or hasattr(module, "parametrizations")
+
+    def hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        """To be called before and after the forward of a layer."""
+
+        def begin(module: nn.Module, inputs: Any) -> None:
+            self._stack.append(_Call(name))
+
+        def end(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+            call = self._stack.pop()
+            self._calls[name] += 1
+            number = self._calls[name]
+            own = name if number == 1 else f"{name}@{number}"
+            spec = self._spec(own, module, (inputs, named), output, call.macs)
+            self.specs.append(replace(spec, shared=number > 1, step=self.step))
+            self._counted.update(id(p) for p in module.parameters(recurse=False))
+            if spec.kind != "other":
+                self._relate(own, module, inputs[0], output)
+
+        return begin, end
+
+    def _spec(
+        self, own: str, module: nn.Module, given: tuple[Any, Any], output: Any, macs: int
+    ) -> LayerSpec:
+        """A row for a call; of kind "other" where it is not what surgery takes it for."""
+        why, spec = self._why_not(module, given, output), None
+        if not why:
+            spec = spec_of(own, module, given[0][0], output)
+            if spec.macs != macs:
+                why = "its forward computes something else than its type"
+            elif spec.params != own_numel(module):
+                why = "it holds parameters of another shape"
+        if not why and spec is not None:
+            return spec
+        if macs:
+            self.alone.setdefault(own.split("@", maxsplit=1)[0], why)
+        parameters = module.parameters(recurse=False)
+        count = sum(p.numel() for p in parameters if id(p) not in self._counted)
+        return LayerSpec(own, "other", 0, 0, fixed_params=count, fixed_macs=macs)
+
+    def _why_not(self, module: nn.Module, given: tuple[Any, Any], output: Any) -> str:
+        """Why surgery cannot change a layer that is called so; nothing where it can."""
+        kind = kind_of(module)
+        if kind is None and hasattr(module, "weight") and not has_own_weight(module):
+            return "its weights are computed from others (a parametrisation or a mask)"
+        if kind is None:
+            return f"a {type(module).__name__} is of no kind that can be decided"
+        for parameter in module.parameters(recurse=False):
+            others = {name for name in self._owners[id(parameter)]}
+            if len(others) > 1:
+                names = ", ".join(repr(name) for name in sorted(others))
+                return f"its weights are shared: {names} hold the same ones"
+        return self._why_no_call(kind, module, given, output)
+
+    @staticmethod
+    def _why_no_call(kind: Kind, module: nn.Module, given: tuple[Any, Any], output: Any) -> str:
+        """Why a call is not one of a layer of that kind; nothing where it is."""
+        inputs, named = given
+        if len(list(tensors_in(given))) != 1 or named or not isinstance(inputs[0], Tensor):
+            return "it is called with other arguments than one input"
+        if not isinstance(output, Tensor):
+            return "its output is not a tensor"
+        dim, least = kind.channel_dim, 4 if kind.name == "conv" else 2
+        if inputs[0].dim() < least or output.dim() != inputs[0].dim():
+            return f"its input has {inputs[0].dim()} dimensions"
+        if (inputs[0].shape[dim], output.shape[dim]) != kind.widths(module):
+            return "its channels are not where its type has them"
+        return ""
+
+    def _relate(self, own: str, module: nn.Module, source: Tensor, output: Tensor) -> None:
+        """What a BatchNorm follows, and what a layer's output becomes."""
+        if self.specs[-1].kind in ("conv", "linear"):
+            self._outputs[storage_key(output)] = own
+            self._origin[storage_key(output)] = len(self.specs) - 1
+            return
+        if is_batchnorm_like(module):
+            if storage_key(source) in self._outputs:
+                self._folds.append((self._outputs[storage_key(source)], own, storage_key(source)))
+            origin = self._origin.get(storage_key(source))
+            if origin is not None:
+                self._origin[storage_key(output)] = origin
+                self._add_follower(origin, "batchnorm")
+
+    # what came out
+
+    def table(self) -> LayerTable:
+        """Everything that was seen.
+
+        Raises:
+            UserError: no convolution and no linear layer was called.
+        """
+        if not any(spec.kind in ("conv", "linear") for spec in self.specs):
+            reasons = "; ".join(f"{layer}: {why}" for layer, why in list(self.alone.items())[:3])
+            raise UserError(
+                "the network has no convolution and no linear layer that could be decided: there "
+                f"is nothing to decide{f' ({reasons})' if reasons else ''}"
+            )
+        buffers = list(self.buffers.values())
+        numbers = [
+            np.array([getattr(buffer, key) for buffer in buffers], dtype=np.int64)
+            for key in ("bytes", "born", "dies")
+        ]
+        params = sum(parameter.numel() for parameter in self.model.parameters())
+        rest = Rest(
+            self._stack[0].macs,
+            params - sum(spec.params for spec in self.specs),
+            tuple(self._uncounted),
+            self._uncounted_seconds / max(self._seconds, 1e-12),
+        )
+        layers = tuple(self.specs)
+        return LayerTable(layers, Activations(*numbers), self._one_to_one(), rest, self.alone)
+
+    def _one_to_one(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of a layer and the BatchNorm that can be folded into it: both do as their type does
+        and are called once, and nothing else reads what is between them.
+        """
+        modules = dict(self.model.named_modules())
+        return tuple(
+            (layer, norm)
+            for layer, norm, key in self._folds
+            if self.buffers[key].readers == 1
+            and self._calls[layer] == self._calls[norm] == 1
+            and does_as_its_type(modules[layer])
+            and is_batchnorm(modules[norm])
+        )
+
+
+def _size(tensor: Tensor, kind: str) -> tuple[int, int]:
+    """Height and width; for a linear layer the number of positions it is applied to (1, or the
+    length of a sequence).
+    """
+    if kind == "linear":
+        return int(np.prod(tensor.shape[1:-1], dtype=np.int64)), 1
+    sizes = [*tensor.shape[2:], 1, 1]
+    return int(sizes[0]), int(sizes[1])
+
+
+def spec_of(name: str, module: nn.Module, source: Tensor, output: Tensor) -> LayerSpec:
+    """A layer of a known kind, from a call with one image."""
+    kind = kind_of(module)
+    assert kind is not None
+    return LayerSpec(
+        name,
+        kind.name,  # type: ignore[arg-type]
+        *kind.widths(module),
+        input_size=_size(source, kind.name),
+        output_size=_size(output, kind.name),
+        repeats=len(source),
+        **kind.facts(module),
+    )
