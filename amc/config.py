@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -206,10 +207,8 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(values, override)
     config = _validated(Config, values, "")
-    updates: dict[str, Any] = {
-        "space": _options("space", config.space),
-        "agent": _options("agent", config.agent),
-    }
+    options = {"space": _options("space", config.space), "agent": _options("agent", config.agent)}
+    config = config.model_copy(update=options)
     if config.device is None and config.budget.metric == "latency_ms":
         raise UserError(
             "budget.metric latency_ms needs a device: a profile's name (`amc ls` lists them), or a "
@@ -219,8 +218,9 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     lookup("reward", config.reward)
     if config.budget.fill is None:
         fill = config.reward in COSTLESS
-        updates["budget"] = config.budget.model_copy(update={"fill": fill})
-    return config.model_copy(update=updates)
+        budget = config.budget.model_copy(update={"fill": fill})
+        config = config.model_copy(update={"budget": budget})
+    return config
 
 
 def _check_budget(config: Config) -> None:
@@ -255,8 +255,8 @@ def finetune_config(config: Config, overrides: Sequence[str] = ()) -> FinetuneCo
 
 def _options(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """The named plug-in's options with their defaults filled in."""
-    if "name" not in values:
-        raise UserError(f"{kind} needs a name")
+    default = Config.model_fields[kind].get_default(call_default_factory=True)
+    values = {**default, **values}
     found = lookup(kind, str(values["name"]))
     rest = {key: value for key, value in values.items() if key != "name"}
     return {"name": values["name"], **_validated(found.Options, rest, f"{kind}.").model_dump()}
@@ -300,7 +300,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values.setdefault(parent, {}), dict):
             values[parent] = {}
         values = values[parent]
-    before, values[last] = values.get(last), _yaml(text, override)
+    before, values[last] = values.get(last), _yaml(_quoted(text), override)
     if key in ("space.name", "agent.name") and before not in (None, values[last]):
         _forget_options(values, parents[0])
     if key in ("ratio", "limit") or (parents == ["budget"] and last in ("ratio", "limit")):
@@ -308,11 +308,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _forget_options(values: dict[str, Any], kind: Any) -> None:
-    """Another plug-in is named now: only the number of episodes stays, where it has any."""
+    """Another plug-in is named now: only what does not depend on it stays, the number of episodes
+    and the layers to keep, where it knows them.
+    """
     known = lookup(kind, str(values["name"])).Options.model_fields
     for option in set(values) - {"name"}:
-        if option != "episodes" or option not in known:
+        if option not in ("episodes", "keep") or option not in known:
             del values[option]
+
+
+def _quoted(text: str) -> str:
+    """An override's value, in which a leading ``*`` or ``?`` begins a shell pattern: no part of
+    YAML that a single value could use.
+    """
+    return re.sub(r"(^|[\[,])(\s*)([*?][^,\]\s]*)", r"\1\2'\3'", text)
 
 
 def _yaml(text: str, source: str) -> Any:

@@ -67,11 +67,11 @@ class Budget:
     def allows(self, cost: Cost) -> bool:
         return cost[self.metric] <= self.limit
 
-    def check_reachable(self, smallest: Cost, original: Cost) -> None:
+    def check_reachable(self, smallest: Cost, original: Cost, why: str = "") -> None:
         """Refuse a budget that not even the smallest strategy meets.
 
         Raises:
-            UserError: with the smallest value that can be reached.
+            UserError: with the smallest value that can be reached, and ``why`` it is no smaller.
         """
         wanted = self.limit if self.least is None else self.least
         if smallest[self.metric] > wanted:
@@ -80,6 +80,7 @@ class Budget:
             raise UserError(
                 f"the budget of {wanted:.{digits}g} {self.metric} cannot be reached: the "
                 f"smallest possible is {least:.{digits}g} (ratio {least / whole:.4f})"
+                + (f"; {why}" if why else "")
             )
 
     def largest_feasible(self, choices: Sequence[int], cost: Callable[[int], Cost]) -> int:

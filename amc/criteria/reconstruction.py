@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amc.criteria.magnitude import l1
 from amc.network.groups import ChannelGroup
 from amc.network.trace import Network
 from amc.repair.independent import GramMatrices
@@ -23,10 +24,13 @@ def reconstruction(
     With ``H = X^T X`` of a consumer and W its weights, removing the inputs q costs ``tr(W_q^T
     ((H^-1)_qq)^-1 W_q)`` after the best repair of the rest (optimal brain surgeon, Hassibi & Stork
     1993, for blocks). The costs of all consumers are added, each as a part of its output's energy.
-    Returns scores (atoms,): the order of removal, higher stays.
+    Returns scores (atoms,): the order of removal, higher stays. Of a group whose consumers cannot
+    be solved for, the L1 norms.
     """
     assert grams is not None, "the reconstruction criterion needs calibration images"
     parts = _consumers(group, network, grams)
+    if not parts:
+        return l1(group, network)
     scores = torch.zeros(group.size, dtype=torch.float64)
     left = list(range(group.size))
     for position in range(group.size):
@@ -54,7 +58,7 @@ def _consumers(group: ChannelGroup, network: Network, grams: GramMatrices) -> li
     return [
         _Consumer(network, grams, m.layer, m.channels)
         for m in group.members
-        if m.side == "in" and m.layer in group.consumers
+        if m.side == "in" and m.layer in group.consumers and m.layer in grams
     ]
 
 

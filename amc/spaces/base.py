@@ -3,6 +3,7 @@ and the surgery.
 
 - `Decision`          one thing the agent decides
 - `Strategy`          decision -> choice
+- `SpaceOptions`      what can be asked of every space
 - `CompressionSpace`  the abstract space
 - `LayerwiseSpace`    a space in which each decision replaces one layer by a module of its own: the
   short way to write a new one
@@ -10,17 +11,20 @@ and the surgery.
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from amc.cost.cost import Cost, LatencyModel, cost_of
+from amc.errors import unknown
+from amc.network.copying import copied
 from amc.network.layers import Activations, LayerSpec, LayerTable
 from amc.network.trace import Network
 from amc.options import Options
@@ -56,10 +60,31 @@ class Decision:
             )
 
 
-class CompressionSpace(ABC):
-    """An action space bound to one network, which is never modified: `apply` makes a new one."""
+def _as_names(value: Any) -> Any:
+    """One name stands for a list of one; YAML reads those in a `Sequential` as whole numbers."""
+    if value is None:
+        return ()
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(one) if type(one) is int else one for one in values)
 
-    Options: ClassVar[type[Options]] = Options
+
+class SpaceOptions(Options):
+    """The options that every space has."""
+
+    keep: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(
+        (),
+        description="layers that stay whole, by name or shell pattern: [conv1, fc], '*.conv2'; the "
+        "name of a module stands for all layers in it",
+    )
+
+
+class CompressionSpace(ABC):
+    """An action space bound to one network, which is never modified: `apply` makes a new one.
+
+    Options of one's own extend `SpaceOptions`; ``space.keep`` is an unknown key otherwise.
+    """
+
+    Options: ClassVar[type[Options]] = SpaceOptions
 
     def __init__(
         self,
@@ -82,6 +107,8 @@ class CompressionSpace(ABC):
         self.clock = Clock()  # a space that repairs does so inside ``with self.clock("repair")``
         self.latency: LatencyModel | None = None  # where a device is known
         self.left_alone: dict[str, str] = {}  # layer -> why it is not decided
+        self.fresh: Tensor | None = None  # more such images, to see what repair is worth
+        self.repair_kept = True  # by the last `apply`: false where repair did harm, and was undone
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what reports: that is of this process only."""
@@ -89,8 +116,51 @@ class CompressionSpace(ABC):
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
-        """All decisions, in execution order of their first layers."""
-        return tuple(self.find_decisions())
+        """All decisions that change no layer of ``keep``, in execution order of their first layers.
+
+        Raises:
+            UserError: a name in ``keep`` is of no layer.
+        """
+        kept = self._kept
+        found = tuple(self.find_decisions())
+        if not kept:
+            return found
+        touched = {d.name: [name for name in self.reshapes(d) if name in kept] for d in found}
+        stay = tuple(decision for decision in found if not touched[decision.name])
+        decided = {layer for decision in stay for layer in decision.layers}
+        for decision in found:
+            for layer in decision.layers if touched[decision.name] else ():
+                if layer in kept:
+                    self.left_alone[layer] = "space.keep leaves it whole"
+                elif layer not in decided:
+                    other = touched[decision.name][0]
+                    why = f"it shares channels with {other!r}, which space.keep leaves whole"
+                    self.left_alone.setdefault(layer, why)
+        return stay
+
+    @property
+    def _kept(self) -> set[str]:
+        """The layers that ``keep`` names.
+
+        Raises:
+            UserError: a name is of no layer.
+        """
+        patterns = self.options.keep if isinstance(self.options, SpaceOptions) else ()
+        paths = {name: _path(name) for name in {s.name.split("@")[0] for s in self.network.table}}
+        known = {place for path in paths.values() for place in path}
+        kept: set[str] = set()
+        for pattern in patterns:
+            same = {name for name in known if fnmatchcase(name, pattern)}
+            if not same:
+                raise unknown("layer in space.keep", pattern, known)
+            kept |= {name for name, path in paths.items() if same & set(path)}
+        return kept
+
+    def reshapes(self, decision: Decision) -> Collection[str]:
+        """Every layer whose weights change their shape with a decision; where these are more than
+        the layers it is about.
+        """
+        return decision.layers
 
     @abstractmethod
     def find_decisions(self) -> Sequence[Decision]:
@@ -168,6 +238,12 @@ class CompressionSpace(ABC):
         return {decision.name: self.decode(decision, ratio) for decision in self.decisions}
 
 
+def _path(name: str) -> tuple[str, ...]:
+    """A layer and the modules that contain it: ``a``, ``a.b``, ``a.b.c``."""
+    parts = name.split(".")
+    return tuple(".".join(parts[: end + 1]) for end in range(len(parts)))
+
+
 class LayerwiseSpace(CompressionSpace):
     """A space in which each decision replaces one layer by a module made of smaller ones (a
     factorisation, say).
@@ -207,7 +283,7 @@ class LayerwiseSpace(CompressionSpace):
 
     def rebuild_with(self, model: nn.Module, choices: Mapping[str, int]) -> nn.Module:
         """A copy of ``model`` in which the named layers are replaced."""
-        new = copy.deepcopy(model)
+        new = copied(model)
         for name, choice in choices.items():
             replace_module(new, name, self.replace_layer(new.get_submodule(name), choice))
         return new

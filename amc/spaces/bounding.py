@@ -13,17 +13,20 @@ larger one. There
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from amc.cost.budget import Budget
+from amc.cost.cost import Metric
 from amc.spaces.base import CompressionSpace, Decision, Strategy
 
 DOMINATED = 0.01  # of what a decision can save at all
 SMALLEST = 1e-3  # a keep ratio that is scaled: one of 0 would stay 0
 _PASSES = 3
+_NAMED = 3  # layers, where a budget cannot be reached
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Bounds:
                 name: min(choice for choice in decisions[name].choices if choice >= least)
                 for name, least in fastest.items()
             }
-        budget.check_reachable(space.cost(floor), space.cost({}))
+        why = _left_alone(space, floor, budget.metric)
+        budget.check_reachable(space.cost(floor), space.cost({}), why)
         return cls(space, budget, floor, decisions)
 
     @property
@@ -122,6 +126,24 @@ class Bounds:
             name: self.space.decode(d, min(1.0, factor * ratios[name]))
             for name, d in self.decisions.items()
         }
+
+
+def _left_alone(space: CompressionSpace, floor: Strategy, metric: Metric) -> str:
+    """Which layers are not decided and why, those first that hold most of the smallest network's
+    cost (its MACs for milliseconds, its parameters for memory).
+    """
+    held: dict[str, int] = defaultdict(int)
+    for layer in space.resize(floor):
+        held[layer.name.split("@")[0]] += (
+            layer.macs if metric in ("macs", "latency_ms") else layer.params
+        )
+    alone = sorted(space.left_alone.items(), key=lambda item: -held[item[0]])
+    if not alone:
+        return ""
+    named = ", ".join(f"{layer} ({' '.join(why.split())})" for layer, why in alone[:_NAMED])
+    more = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
+    count = "1 layer is" if len(alone) == 1 else f"{len(alone)} layers are"
+    return f"{count} left alone: {named}{more}"
 
 
 def _fastest(space: CompressionSpace) -> dict[str, int]:

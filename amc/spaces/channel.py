@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
@@ -16,14 +17,16 @@ from amc.criteria import Criterion
 from amc.criteria.reconstruction import removal_losses
 from amc.errors import UserError
 from amc.network.groups import ChannelGroup, find_groups
-from amc.network.layers import Activations, LayerSpec, LayerTable
+from amc.network.layers import LayerSpec, LayerTable
+from amc.network.trace import trace
 from amc.registry import lookup
 from amc.repair.factors import Factoring
 from amc.repair.independent import GramMatrices, repair_independent
 from amc.spaces.base import Decision, Strategy
 from amc.spaces.repairing import RepairingSpace, RepairOptions
+from amc.spaces.settling import miscount
 from amc.surgery.cut import Cuts, cut, cuts_of
-from amc.surgery.verify import VerifiedGroup, verify_groups
+from amc.surgery.verify import VerifiedGroup, cut_is_mask, verify_groups
 
 
 class ChannelOptions(RepairOptions):
@@ -66,7 +69,20 @@ class ChannelSpace(RepairingSpace):
         self.left_alone.update(failures)
         self._verified = {item.group.name: item for item in verified}
         decisions = [self._decision(item.group) for item in verified]
-        return [decision for decision in decisions if len(decision.choices) > 1]
+        return self._settled([decision for decision in decisions if len(decision.choices) > 1])
+
+    def _why_wrong(self, strategy: dict[str, int], counted: bool) -> str | None:
+        cuts = self.cuts(strategy)
+        smaller = cut(self.network.model, cuts)
+        if not cut_is_mask(self.network, smaller, cuts):
+            return "cutting it is not the same as masking it, at some widths"
+        if not counted:
+            return None
+        return miscount(self, strategy, trace(smaller, self.network.input_shape))
+
+    def reshapes(self, decision: Decision) -> set[str]:
+        """The layers that write the channels, those that read them, and those between."""
+        return {member.layer for member in self._verified[decision.name].group.members}
 
     def _decision(self, group: ChannelGroup) -> Decision:
         whole = group.size * group.width
@@ -79,8 +95,10 @@ class ChannelSpace(RepairingSpace):
         return self._verified[name]
 
     def resize(self, strategy: Strategy) -> LayerTable:
-        lost = self.network.table.activations.bytes.copy()
+        table = self.network.table
+        lost = table.activations.bytes.copy()
         shrink: dict[str, list[int]] = {}
+        fixed: Counter[str] = Counter()  # MACs that layers of no kind, and the rest, lose
         for decision in self.decisions:
             item = self._group(decision.name)
             atoms = (
@@ -88,18 +106,22 @@ class ChannelSpace(RepairingSpace):
             ) // item.group.width
             if atoms:
                 lost -= atoms * item.buffer_bytes
+                for layer, macs in item.fixed_macs.items():
+                    fixed[layer] += atoms * macs
                 for layer, (inputs, outputs) in self._members[decision.name].items():
                     entry = shrink.setdefault(layer, [0, 0])
                     entry[0] += atoms * inputs
                     entry[1] += atoms * outputs
-        table = self.network.table
         layers = tuple(
             _shrunk(spec, *shrink[name]) if (name := spec.name.split("@")[0]) in shrink else spec
             for spec in table
         )
-        return LayerTable(
-            layers, Activations(lost, table.activations.born, table.activations.dies), table.folds
-        )
+        rest = table.rest
+        if fixed:
+            layers = tuple(replace(s, fixed_macs=s.fixed_macs - fixed[s.name]) for s in layers)
+            rest = replace(rest, macs=rest.macs - fixed[""])
+        activations = replace(table.activations, bytes=lost)
+        return replace(table, layers=layers, activations=activations, rest=rest)
 
     @cached_property
     def _members(self) -> dict[str, dict[str, tuple[int, int]]]:
@@ -137,10 +159,7 @@ class ChannelSpace(RepairingSpace):
     def apply(self, strategy: Strategy) -> nn.Module:
         cuts = self.cuts(strategy)
         smaller = cut(self.network.model, cuts)
-        if cuts:
-            with self.clock("repair"):
-                self._repair(smaller, cuts)
-        return smaller.eval()
+        return self._repaired(smaller, cuts, {}).eval() if cuts else smaller.eval()
 
     def _repair(
         self, model: nn.Module, cuts: Cuts, factorings: Mapping[str, Factoring] | None = None

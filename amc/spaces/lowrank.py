@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -13,13 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from amc.network.copying import copied
 from amc.network.layers import IntArray, LayerSpec, LayerTable
-from amc.repair.factors import Factoring
 from amc.spaces.base import Decision, Strategy
 from amc.spaces.repairing import RepairingSpace, RepairOptions
 from amc.surgery.cut import replace_module
 from amc.surgery.factor import (
     Method,
+    Plan,
     Ranks,
     affordable,
     factored,
@@ -27,9 +27,6 @@ from amc.surgery.factor import (
     structure,
     unfoldings,
 )
-
-Plan = dict[str, tuple[Method, Ranks]]
-"""layer -> how it is factorised; a layer that is missing stays whole."""
 
 _COUNTED = {"rank": slice(None), "rank_in": slice(0, 1), "rank_out": slice(1, 2)}
 """kind of a decision -> which of a layer's ranks its choices are; of several, the sum."""
@@ -72,6 +69,7 @@ class LowRankSpace(RepairingSpace):
     def find_decisions(self) -> list[Decision]:
         self._ranks: dict[str, dict[int, Ranks]] = {}  # decision -> choice -> ranks
         self._methods: dict[str, Method] = {}
+        self.left_alone |= self.network.table.alone
         decisions: list[Decision] = []
         mixers = [spec for spec in self.network.table if spec.kind in ("conv", "linear")]
         for layer in (layer for layer in mixers if not layer.shared):
@@ -84,7 +82,7 @@ class LowRankSpace(RepairingSpace):
                 reason = None if found else "no factors of it would be smaller"
             if reason is not None:
                 self.left_alone[layer.name] = reason
-        return decisions
+        return self._settled(decisions)
 
     def _why_not(self, layer: LayerSpec) -> str | None:
         """Why a layer cannot be factorised."""
@@ -92,11 +90,14 @@ class LowRankSpace(RepairingSpace):
             return "it is grouped: only ungrouped ones are factorised"
         if f"{layer.name}@2" in self.network.table.by_name:
             return "it is called more than once"
-        module = self.network.model.get_submodule(layer.name)
-        if isinstance(module, nn.Conv2d):
-            pads = module._reversed_padding_repeated_twice
-            if module.padding_mode != "zeros" or pads[::2] != pads[1::2]:
-                return "its padding is an operation of its own"
+        if layer.repeats > 1:
+            return "an image passes it in several parts at once"
+        if layer.name not in self.network.solvable:
+            return "it has a forward or a hook of its own"
+        module: Any = self.network.model.get_submodule(layer.name)
+        pads = getattr(module, "_reversed_padding_repeated_twice", ())
+        if getattr(module, "padding_mode", "zeros") != "zeros" or pads[::2] != pads[1::2]:
+            return "its padding is an operation of its own"
         return None
 
     def _decisions_of(self, layer: LayerSpec) -> Iterator[Decision]:
@@ -192,19 +193,15 @@ class LowRankSpace(RepairingSpace):
 
     def apply(self, strategy: Strategy) -> nn.Module:
         self.complete(strategy)
-        model, plan = copy.deepcopy(self.network.model), self.plan(strategy)
-        if plan:
-            with self.clock("repair"):
-                factorings = factorise_layers(model, plan, self.options.repair != "none")
-                self._repair(model, {}, factorings)
-        return model.eval()
+        model, plan = copied(self.network.model), self.plan(strategy)
+        return self._repaired(model, {}, plan).eval() if plan else model.eval()
 
     def describe(self, strategy: Strategy) -> dict[str, Any]:
         return {"factors": self.plan(self.complete(strategy))}
 
     @classmethod
     def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
-        new = copy.deepcopy(model)
+        new = copied(model)
         for name, (method, ranks) in description["factors"].items():
             replace_module(new, name, structure(new.get_submodule(name), method, tuple(ranks)))
         return new
@@ -241,17 +238,6 @@ def factored_table(table: LayerTable, plan: Plan) -> LayerTable:
     """The layer table when layers are factorised."""
     layers = (layer for layer in table if layer.name in plan)
     return table.replacing({layer.name: factored(layer, *plan[layer.name]) for layer in layers})
-
-
-def factorise_layers(model: nn.Module, plan: Plan, refitted: bool) -> dict[str, Factoring]:
-    """Factorise layers of ``model`` in place, by their weights unless they are ``refitted``."""
-    factorings = {}
-    for name, (method, ranks) in plan.items():
-        factoring = Factoring(method, ranks, model.get_submodule(name))
-        parts = factoring.before_refit() if refitted else factoring.from_weights()
-        replace_module(model, name, parts)
-        factorings[name] = factoring
-    return factorings
 
 
 def shrunk(method: Method, ranks: Ranks, before: LayerSpec, after: LayerSpec, step: int) -> Ranks:

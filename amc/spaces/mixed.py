@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -12,15 +13,10 @@ from torch import nn
 from amc.network.layers import LayerTable
 from amc.spaces.base import Decision, Strategy
 from amc.spaces.channel import ChannelOptions, ChannelSpace
-from amc.spaces.lowrank import (
-    LowRankOptions,
-    LowRankSpace,
-    Plan,
-    factored_table,
-    factorise_layers,
-)
+from amc.spaces.lowrank import LowRankOptions, LowRankSpace, factored_table
 from amc.spaces.repairing import RepairingSpace, RepairOptions
 from amc.surgery.cut import Cuts, cut
+from amc.surgery.factor import Plan
 
 
 class MixedOptions(LowRankOptions, ChannelOptions):
@@ -58,13 +54,22 @@ class MixedSpace(RepairingSpace):
     def find_decisions(self) -> list[Decision]:
         self.channels.report = self.report
         widths = [replace(decision, kind="channels") for decision in self.channels.decisions]
+        ranks = self.factors.decisions
         order = {spec.name: index for index, spec in enumerate(self.network.table)}
         for what, part in (("channels", self.channels), ("rank", self.factors)):
             for layer, why in part.left_alone.items():
                 before = self.left_alone.get(layer)
+                if before == f"channels: {why}":  # one reason for both, as of a layer in keep
+                    self.left_alone[layer] = why
+                    continue
                 self.left_alone[layer] = f"{before}; {what}: {why}" if before else f"{what}: {why}"
         # a stable sort: of one layer, its channels first
-        return sorted((*widths, *self.factors.decisions), key=lambda d: order[d.layers[0]])
+        both = sorted((*widths, *ranks), key=lambda d: order[d.layers[0]])
+        return self._settled(both)
+
+    def reshapes(self, decision: Decision) -> Collection[str]:
+        part = self.channels if decision.kind == "channels" else self.factors
+        return part.reshapes(decision)
 
     def resize(self, strategy: Strategy) -> LayerTable:
         table = self.channels.resize(strategy)
@@ -73,11 +78,7 @@ class MixedSpace(RepairingSpace):
     def apply(self, strategy: Strategy) -> nn.Module:
         cuts, plan = self._surgery(strategy)
         model = cut(self.network.model, cuts)
-        if cuts or plan:
-            with self.clock("repair"):
-                factorings = factorise_layers(model, plan, self.options.repair != "none")
-                self._repair(model, cuts, factorings)
-        return model.eval()
+        return self._repaired(model, cuts, plan).eval() if cuts or plan else model.eval()
 
     def layer_errors(self, decision: Decision) -> tuple[float, ...] | None:
         part = self.channels if decision.kind == "channels" else self.factors
@@ -93,5 +94,5 @@ class MixedSpace(RepairingSpace):
 
     def _surgery(self, strategy: Strategy) -> tuple[Cuts, Plan]:
         full = self.complete(strategy)
-        widths = {decision.name: full[decision.name] for decision in self.channels.decisions}
+        widths = {d.name: full[d.name] for d in self.channels.decisions if d.name in full}
         return self.channels.cuts(widths), self.factors.plan(full, self.channels.resize(widths))

@@ -4,29 +4,35 @@ sweep.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from amc.errors import UserError
-from amc.network.trace import Network
-from amc.options import Options
-from amc.repair.factors import Factoring
+from amc.errors import UserError, first_line
+from amc.network.copying import copied
+from amc.network.layers import evaluating
+from amc.network.trace import Network, trace
+from amc.repair.factors import Factoring, factorise_layers
 from amc.repair.independent import reestimate_batchnorm
 from amc.repair.regression import RIDGE
 from amc.repair.rows import Sampler
 from amc.repair.sequential import SequentialRepair, Targets
-from amc.spaces.base import CompressionSpace
+from amc.spaces.base import CompressionSpace, Decision, SpaceOptions
+from amc.spaces.settling import miscount, settle
 from amc.surgery.cut import Cuts
+from amc.surgery.factor import Plan
 
 # Of activations in one sweep; calibration images beyond it are left out.
 CALIBRATION_BYTES = 2 * 2**30
 
+# An error of a factorised network at which nobody asks whether it would be less without repair.
+GOOD = 0.3
 
-class RepairOptions(Options):
+
+class RepairOptions(SpaceOptions):
     """The options that these spaces share."""
 
     round_to: int = Field(1, ge=1, description="channels kept, and ranks, are multiples of this")
@@ -75,6 +81,79 @@ class RepairingSpace(CompressionSpace):
     def _targets(self) -> Targets:
         assert self.calibration is not None
         return Targets(self.network, self.calibration, self._sampler)
+
+    def _settled(self, decisions: Sequence[Decision]) -> list[Decision]:
+        """The decisions with which paper is metal; of the others ``left_alone`` has the reason."""
+
+        def why(strategy: dict[str, int], counted: bool) -> str | None:
+            self.__dict__["decisions"] = tuple(decisions)  # `resize` and `describe` ask for them
+            try:
+                return self._why_wrong(strategy, counted)
+            except Exception as error:
+                return f"it cannot be made smaller: {first_line(error)}"
+            finally:
+                del self.__dict__["decisions"]
+
+        found, gone = settle(decisions, why)
+        by_name = {decision.name: decision for decision in decisions}
+        for name, reason in gone.items():
+            self.left_alone.update(dict.fromkeys(by_name[name].layers, reason))
+        return found
+
+    def _why_wrong(self, strategy: dict[str, int], counted: bool) -> str | None:
+        """Why a strategy does not make the network that it is said to make; with its costs, where
+        they are ``counted``.
+        """
+        if not counted:
+            return None
+        smaller = self.rebuild(self.network.model, self.describe(strategy))
+        return miscount(self, strategy, trace(smaller, self.network.input_shape))
+
+    def _repaired(self, model: nn.Module, cuts: Cuts, plan: Plan) -> nn.Module:
+        """A network that was cut, factorised and repaired as the options say; without the repair
+        where it takes the outputs on fresh images further from the original's.
+
+        Args:
+            model: cut; it may be modified.
+            cuts: what it has lost.
+            plan: how its layers are factorised.
+        """
+        self.repair_kept = True
+        with self.clock("repair"):
+            if self.options.repair == "none" or self.fresh is None:
+                self._repair(model, cuts, factorise_layers(model, plan, self._refits))
+                return model
+            plain = copied(model)
+            self._repair(model, cuts, factorise_layers(model, plan, self._refits))
+            error = self._error(model)
+            if plan and error < GOOD:  # factors of the weights take long to find
+                return model
+            factorise_layers(plain, plan, refitted=False)
+            self.repair_kept = error <= self._error(plain)
+            return model if self.repair_kept else plain
+
+    @property
+    def _refits(self) -> bool:
+        return self.options.repair != "none"
+
+    def _error(self, model: nn.Module) -> float:
+        """How far a network's outputs on fresh images are from the original's, as a part of what
+        varies between images.
+        """
+        assert self.fresh is not None
+        with evaluating(model):
+            outputs = model(self.fresh)
+        if not isinstance(outputs, Tensor):
+            return 0.0
+        varying = (self._wanted - self._wanted.mean(0)).norm().clamp_min(1e-30)
+        return float((outputs - self._wanted).norm() / varying)
+
+    @cached_property
+    def _wanted(self) -> Tensor:
+        """The original's outputs on fresh images."""
+        with evaluating(self.network.model):
+            outputs: Tensor = self.network.model(self.fresh)
+        return outputs
 
     def _repair(
         self, model: nn.Module, cuts: Cuts, factorings: Mapping[str, Factoring] | None = None

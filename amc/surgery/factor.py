@@ -29,6 +29,8 @@ Method = Literal["svd", "tucker", "cp", "spatial"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Ranks = tuple[int, ...]
 """One rank, or for Tucker two: of the input and of the output channels."""
+Plan = dict[str, tuple[Method, Ranks]]
+"""layer -> how it is factorised; a layer that is missing stays whole."""
 
 
 @dataclass(frozen=True)

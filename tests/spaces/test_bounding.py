@@ -6,14 +6,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from torch import nn
 from zoo import layer_ms, zoo_network
 
 from amc.cost.budget import Budget
+from amc.cost.cost import Metric
 from amc.errors import UserError
-from amc.network.layers import LayerTable
+from amc.network.layers import LayerSpec, LayerTable
+from amc.network.trace import Network
+from amc.spaces.base import Decision, LayerwiseSpace
 from amc.spaces.bounding import Bounds
 from amc.spaces.channel import ChannelSpace
 from amc.testing import walk
@@ -96,6 +102,53 @@ def test_an_unreachable_latency_is_refused_with_the_smallest() -> None:
     with pytest.raises(UserError, match=f"latency_ms cannot be reached.*{least:.6g}"):
         Bounds.of(space, Budget("latency_ms", 0.99 * least))
     assert Bounds.of(space, Budget("latency_ms", least)).uniform()
+
+
+class Widths(LayerwiseSpace):
+    """Decides one layer of three; why the others are left alone takes two lines."""
+
+    def find_decisions(self) -> list[Decision]:
+        reason = "it is not\nwanted"
+        self.left_alone = dict.fromkeys(("0", "2", "3", "4"), reason)
+        return [Decision("1", ("1",), (1, 40))]
+
+    def resize_layer(self, layer: LayerSpec, rank: int) -> tuple[LayerSpec, ...]:
+        first = replace(layer, name=f"{layer.name}.0", out_channels=rank, per_channel_params=0)
+        return first, replace(layer, name=f"{layer.name}.1", in_channels=rank)
+
+    def replace_layer(self, module: nn.Module, rank: int) -> nn.Module:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("metric", ["macs", "params", "memory_bytes"])
+def test_an_unreachable_budget_says_what_is_left_alone(metric: Metric) -> None:
+    sizes = ((30, 40), (40, 40), (40, 50), (50, 10), (10, 90))
+    model = nn.Sequential(*(nn.Linear(n, m) for n, m in sizes))
+    space = Widths(Network.of(model, (30,)))
+    with pytest.raises(UserError) as caught:
+        Bounds.of(space, Budget(metric, 1))
+    text = str(caught.value)
+    assert re.search(
+        r"possible is [0-9]+ \(ratio 0\.[0-9]{4}\); 4 layers are left alone: 2 \(it is "
+        r"not wanted\), 0 \(it is not wanted\), 4 \(it is not wanted\) and 1 more$",
+        text,
+    ), text
+    space.left_alone = {"2": "its channels are mixed"}
+    with pytest.raises(UserError, match=r"; 1 layer is left alone: 2 \(its channels are mixed\)$"):
+        Bounds.of(space, Budget(metric, 1))
+    space.left_alone = {}
+    with pytest.raises(UserError, match=r"\(ratio 0\.[0-9]{4}\)$"):
+        Bounds.of(space, Budget(metric, 1))
+
+
+def test_a_latency_too() -> None:
+    space = space_on(Stairs())
+    _ = space.decisions
+    space.left_alone = {"linear": "of no use", "layer3.0.conv1": "kept"}
+    with pytest.raises(
+        UserError, match=r"2 layers are left alone: layer3\.0\.conv1 \(kept\), linear"
+    ):
+        Bounds.of(space, Budget("latency_ms", 1e-9))
 
 
 def test_the_smallest_choice_may_be_slow() -> None:

@@ -60,7 +60,7 @@ def zoo_space(kind: str, name: str) -> RepairingSpace:
 )
 def test_it_conforms(kind: str, options: dict[str, object]) -> None:
     checked = check_space(SPACES[kind], options)
-    assert len(checked) == 21, "three networks, seven laws"
+    assert len(checked) == 24, "three networks, eight laws"
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -69,7 +69,7 @@ def test_cp_conforms(kind: str) -> None:
     network = Network.of(uneven(CifarResNet(1, width=4)), (3, 8, 8))
     images = example_input(network.model, network.input_shape, batch=32)
     space = SPACES[kind](network, {"convolution": "cp", "round_to": 2}, images)
-    assert len(check_bound_space(space)) == 7
+    assert len(check_bound_space(space)) == 8
 
 
 @pytest.mark.parametrize("kind,name", ZOO)

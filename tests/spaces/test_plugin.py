@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from readme import BLOCKS
 from torch import nn
 from zoo import Mine, Pretended, config_of
 
@@ -25,8 +25,6 @@ from amc.search import search
 from amc.spaces.base import CompressionSpace
 from amc.testing import check_space, walk
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SOURCE = next(block for block in BLOCKS if "class LinearSVD" in block)
 AGENT = next(block for block in BLOCKS if "class HillClimber" in block)
 
