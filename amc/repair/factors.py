@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from amc.repair.regression import principal, regress
 from amc.repair.rows import flat_weight, set_flat_weight
-from amc.surgery.factor import Method, Ranks, factorise, structure
+from amc.surgery.cut import replace_module
+from amc.surgery.factor import Method, Plan, Ranks, factorise, structure
 
 _PIXELS = 20_000  # input pixels for the covariance of channels
 
@@ -41,6 +42,17 @@ class Factoring:
         if self.method in ("cp", "spatial"):
             return self.from_weights()
         return structure(self.dense, self.method, self.ranks)
+
+
+def factorise_layers(model: nn.Module, plan: Plan, refitted: bool) -> dict[str, Factoring]:
+    """Factorise layers of ``model`` in place, by their weights unless they are ``refitted``."""
+    factorings = {}
+    for name, (method, ranks) in plan.items():
+        factoring = Factoring(method, ranks, model.get_submodule(name))
+        parts = factoring.before_refit() if refitted else factoring.from_weights()
+        replace_module(model, name, parts)
+        factorings[name] = factoring
+    return factorings
 
 
 def refit(
@@ -78,7 +90,7 @@ def refit(
             encoder, decoder = input_projection(moments, start, inner)
             set_flat_weight(first, encoder)
             x, start = first(x), _on_channels(start, decoder)
-    fit = regress(patches(solved[0], x), wanted, start, ridge, shiftable)
+    fit = regress(patches(solved[0], x), wanted, start, len(x), ridge, shiftable)
     weight = fit.weight
     if len(solved) == 1:
         set_flat_weight(solved[0], weight)

@@ -19,21 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from amc.network.groups import Side
-from amc.network.layers import evaluating, is_mixer
+from amc.network.kinds.base import kept
+from amc.network.layers import evaluating
 from amc.network.trace import Network
 from amc.repair.regression import RIDGE, centred, ridge_solve, second_moments
 from amc.repair.rows import Sampler, can_shift, columns_of, flat_weight, move_bias, set_flat_weight
-from amc.surgery.cut import kept
 
 
 class GramMatrices:
-    """``X^T X`` of every mixer's inputs in the unpruned network, with a column of ones for the
-    bias; computed at first use.
+    """``X^T X`` of the inputs of every layer that can be solved for, in the unpruned network, with
+    a column of ones for the bias; computed at first use.
     """
 
     def __init__(self, network: Network, images: Tensor, sampler: Sampler) -> None:
         self.network, self.images, self.sampler = network, images, sampler
         self._matrices: dict[str, Tensor] = {}
+
+    def __contains__(self, layer: str) -> bool:
+        return layer in self.network.solvable
 
     def __getitem__(self, layer: str) -> Tensor:
         """Symmetric (k, k), float64, k = kernel positions * in + 1; the mean over the rows."""
@@ -54,8 +57,10 @@ class GramMatrices:
 
             return hook
 
-        modules = [(n, m) for n, m in self.network.model.named_modules() if is_mixer(m)]
-        handles = [module.register_forward_pre_hook(add(name)) for name, module in modules]
+        modules = dict(self.network.model.named_modules())
+        handles = [
+            modules[name].register_forward_pre_hook(add(name)) for name in self.network.solvable
+        ]
         try:
             with evaluating(self.network.model):
                 size = self.network.table.activations.batch_size()
@@ -73,12 +78,12 @@ def repair_independent(
     grams: GramMatrices,
     ridge: float = RIDGE,
 ) -> None:
-    """Repair every cut mixer of ``model`` in place, each as if no other was cut."""
+    """Repair every cut layer of ``model`` in place, each as if no other was cut."""
     folds = dict(original.table.folds)
     modules, whole = dict(model.named_modules()), dict(original.model.named_modules())
     for layer, sides in cuts.items():
         module = modules[layer]
-        if not sides.get("in") or not is_mixer(module):
+        if not sides.get("in") or layer not in grams:
             continue
         norm = modules.get(folds.get(layer, ""))
         source = whole[layer]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amc.network.layers import output_shape
+from amc.network.kinds import kind_of
 
 POSITIONS = 10  # sampled positions an image and layer (AMC's reference)
 ROWS = 10_000  # at least so many rows a layer: fewer images give more positions each
@@ -21,20 +21,24 @@ def flat_weight(module: nn.Module) -> Tensor:
     """The weights of a mixer as a matrix (out, kernel positions * in), float64; channels vary
     fastest.
     """
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
-    weight = module.weight.detach().double()
+    weight = _weight(module).detach().double()
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
 
 
 def set_flat_weight(module: nn.Module, matrix: Tensor) -> None:
     """The inverse of `flat_weight`, in place."""
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
-    weight = module.weight
-    if isinstance(module, nn.Conv2d):
+    weight = _weight(module)
+    if weight.dim() == 4:
         out, channels, height, width = weight.shape
         matrix = matrix.reshape(out, height, width, channels).permute(0, 3, 1, 2)
     with torch.no_grad():
         weight.copy_(matrix)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    kind = kind_of(module)
+    assert kind is not None
+    return kind.weight(module)
 
 
 def columns_of(channels: Tensor, width: int, positions: int) -> Tensor:
@@ -46,11 +50,12 @@ def move_bias(module: nn.Module, norm: nn.Module | None, shift: Tensor) -> None:
     """Add ``shift`` (out,) to a mixer's output: to its bias, or through the running mean of the
     BatchNorm behind it.
     """
+    bias, mean = getattr(module, "bias", None), getattr(norm, "running_mean", None)
     with torch.no_grad():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-            module.bias += shift.to(module.bias.dtype)
-        elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-            norm.running_mean -= shift.to(norm.running_mean.dtype)
+        if bias is not None:
+            bias += shift.to(bias.dtype)
+        elif mean is not None:
+            mean -= shift.to(mean.dtype)
 
 
 def can_shift(module: nn.Module, norm: nn.Module | None) -> bool:
@@ -92,7 +97,7 @@ class Sampler:
         """Rows (images * positions, out) of a layer's output; ``first`` is the number of the
         batch's first image.
         """
-        rows = output if isinstance(module, nn.Linear) else output.permute(0, 2, 3, 1)
+        rows = output.permute(0, 2, 3, 1) if _weight(module).dim() == 4 else output
         rows = rows.reshape(len(rows), -1, rows.shape[-1])
         spots = self.at(layer, rows.shape[1])[first : first + len(rows)]
         return rows[torch.arange(len(rows))[:, None], spots].flatten(0, 1)
@@ -101,10 +106,10 @@ class Sampler:
         """Rows (images * positions, kernel positions * in): the patches that those outputs are
         computed from.
         """
-        if isinstance(module, nn.Linear):
+        kind = kind_of(module)
+        if not isinstance(module, nn.Conv2d) or kind is None:
             return self.outputs(layer, module, x, first)
-        assert isinstance(module, nn.Conv2d)
-        grid = output_shape(module, tuple(x.shape))[2:]
+        grid = kind.output_shape(module, tuple(x.shape))[2:]
         pads = module._reversed_padding_repeated_twice
         corner = (-pads[2], -pads[0])  # of the first patch: top, left
         if module.padding_mode != "zeros":

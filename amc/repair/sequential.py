@@ -25,12 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from amc.network.groups import Side
-from amc.network.layers import evaluating, is_mixer, output_shape, storage_key
+from amc.network.kinds import kind_of
+from amc.network.kinds.base import kept
+from amc.network.layers import evaluating, storage_key
 from amc.network.trace import Network
 from amc.repair.factors import Factoring, refit
 from amc.repair.regression import RIDGE, regress
 from amc.repair.rows import Sampler, can_shift, flat_weight, move_bias, set_flat_weight
-from amc.surgery.cut import kept
 
 
 @cache
@@ -69,9 +70,15 @@ class _Open:
 class _Sweep(TorchDispatchMode):
     """One forward pass in which mixers stay open until their output is read."""
 
-    def __init__(self, model: nn.Module, folds: Mapping[str, str], mixers: Collection[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        folds: Mapping[str, str],
+        mixers: Collection[str],
+        memory_format: torch.memory_format,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.model = model
+        self.model, self.memory_format = model, memory_format
         self.folds = folds
         self.open: dict[int, _Open] = {}
         self._busy = False
@@ -88,7 +95,7 @@ class _Sweep(TorchDispatchMode):
     def run(self, images: Tensor) -> None:
         _keep_freed_memory()
         with self._installed(), evaluating(self.model), self:
-            output = self.model(images.contiguous(memory_format=torch.channels_last))
+            output = self.model(images.contiguous(memory_format=self.memory_format))
             self._read(output, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -177,9 +184,19 @@ def compute(item: _Open) -> Tensor:
     return output
 
 
+def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a layer's output; the layer may be factorised."""
+    for part in module if isinstance(module, nn.Sequential) else [module]:
+        kind = kind_of(part)
+        assert kind is not None
+        shape = kind.output_shape(part, shape)
+    return shape
+
+
 def _empty_output(module: nn.Module, x: Tensor) -> Tensor:
-    shape = output_shape(module, x.shape)
-    layout = torch.channels_last if len(shape) == 4 and x.dim() == 4 else torch.contiguous_format
+    shape = output_shape(module, tuple(x.shape))
+    last = x.dim() == len(shape) == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
@@ -189,9 +206,8 @@ class Targets(_Sweep):
     """
 
     def __init__(self, network: Network, images: Tensor, sampler: Sampler) -> None:
-        calls = [spec.name.split("@")[0] for spec in network.table]
-        mixers = [n for n, m in network.model.named_modules() if is_mixer(m) and calls.count(n) < 2]
-        super().__init__(network.model, dict(network.table.folds), mixers)
+        folds = dict(network.table.folds)
+        super().__init__(network.model, folds, network.solvable, network.memory_format)
         self.sampler = sampler
         self.outputs: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
@@ -238,7 +254,7 @@ class SequentialRepair(_Sweep):
             factorings: how which layer was factorised.
             ridge: see `ridge_solve`.
         """
-        super().__init__(model, targets.folds, targets.mixers)
+        super().__init__(model, targets.folds, targets.mixers, targets.memory_format)
         self.targets, self.cuts, self.ridge = targets, cuts, ridge
         self.factorings = factorings or {}
         self._changed = False  # until something was cut, inputs are the original ones
@@ -269,7 +285,8 @@ class SequentialRepair(_Sweep):
             )
         else:
             rows = patches(last, item.source)
-            fit = regress(rows, wanted, flat_weight(last), self.ridge, shiftable)
+            start, images = flat_weight(last), len(item.source)
+            fit = regress(rows, wanted, start, images, self.ridge, shiftable)
             set_flat_weight(last, fit.weight)
             shift = fit.shift(fit.weight)
         if shiftable:
