@@ -22,7 +22,7 @@ from amc.device.runtimes import Runtime, make_runtime, processor, timed_in_turn
 from amc.errors import UserError
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.measure import ImageSet, logits
-from amc.evaluate.prepare import prepared
+from amc.evaluate.prepare import SEEN, check_alike, prepared, trust
 from amc.network.layers import evaluating, example_input
 from amc.network.models import BUILTIN, build_model, load_weights
 from amc.network.trace import Network
@@ -80,9 +80,12 @@ class Problem:
         splits = split(dataset, evaluate.images, evaluate.calibration_images, config.seed, heldout)
         network, untrained = _base_network(config, dataset, model, base)
         calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
+        fresh = ImageSet.of(dataset, dataset.train, splits.others(SEEN)).normalised
+        check_alike(network, fresh, None if base is not None else model)
 
         def bound_space() -> tuple[CompressionSpace, Budget]:
             space = _space(config, network, calibration, report)
+            space.fresh = fresh
             if device is not None:
                 space.latency = device.latency_model(network.name)
             budget = config.budget.of(space.cost({}))
@@ -94,6 +97,9 @@ class Problem:
             assert config.train is not None
             train(network.model, dataset, splits.train, config.train, config.seed, report)
             space, budget = bound_space()  # what there is to decide may depend on the weights
+        trust(network, fresh)
+        for warning in filter(None, (network.trusted.note, network.table.rest.doubt)):
+            logging.getLogger("amc").warning("warning: %s", warning)
         return cls(config, dataset, splits, network, space, budget, device)
 
     def evaluator(self, precision: str | None = None) -> Evaluator:
@@ -113,7 +119,7 @@ class Problem:
         correct = 0.0
         for start in range(0, len(indices), 5000):  # a folder of images need not fit into memory
             images = ImageSet.of(self.dataset, source, indices[start : start + 5000])
-            outputs = logits(fast, images, size, bf16=False)
+            outputs = logits(fast, images, size)
             correct += float((outputs.argmax(1) == images.labels).sum())
         return correct / len(indices)
 
@@ -254,9 +260,19 @@ def _check_classes(network: Network, dataset: Dataset) -> None:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UserError(
             f"{network.name!r} gives {shape} for an image, but {dataset.name!r} has "
-            f"{dataset.classes} classes: "
-            f"(1, {dataset.classes}) was expected"
+            f"{dataset.classes} classes: (1, {dataset.classes}) was expected"
+            f"{_about_classes(dataset)}"
         )
+
+
+def _about_classes(dataset: Dataset) -> str:
+    """What about a dataset's labels may be why there are more of them than the network knows."""
+    train, test = np.unique(dataset.train.labels), np.unique(dataset.test.labels)
+    if lowest := min(train[0], test[0]):
+        return f"; the labels begin at {lowest}, subtract it if the network's classes begin at 0"
+    if len(only := np.setdiff1d(test, train)):
+        return f"; no training image is of class {only[0]}, leave out its test images"
+    return ""
 
 
 def _space(
@@ -268,8 +284,10 @@ def _space(
     space.report = report
     if not space.decisions:
         reasons = "; ".join(f"{layer}: {why}" for layer, why in list(space.left_alone.items())[:3])
+        keep = ", ".join(options.get("keep") or ())
         raise UserError(
             f"there is nothing to decide in {network.name!r} with the space "
-            f"{config.space['name']!r} ({reasons})"
+            f"{config.space['name']!r}{keep and f' and space.keep [{keep}], name fewer layers'} "
+            f"({reasons})"
         )
     return space

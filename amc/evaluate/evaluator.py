@@ -4,24 +4,28 @@ never measured twice.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
 from amc.errors import UserError
 from amc.evaluate.measure import AGREEMENT, ImageSet, logits, mean_score, per_image, score
 from amc.evaluate.outcome import Candidate, Measured, Measurers, Outcome, Rival
-from amc.evaluate.prepare import Precision, has_bf16_units, prepared
+from amc.evaluate.prepare import SEEN, Precision, confirmed, has_bf16_units, prepared
 from amc.evaluate.racing import blocks, estimate, is_hopeless
 from amc.evaluate.rewards import Reward, Score
 from amc.spaces.base import CompressionSpace, Strategy
 
 _Key = tuple[int, ...]
+FIRST = 3  # candidates whose prepared networks are compared with their own modules
 _WAITING = "waiting"  # for others to measure
 
 
@@ -56,14 +60,21 @@ class Evaluator:
         self.original = space.cost({})
         self.clock = space.clock
         self.measurers: Measurers | None = None  # for `together`
+        self.fell_back: Callable[[], None] = _nothing  # called where preparing takes a step back
         self._size = space.network.table.activations.batch_size()
         self._outcomes: dict[_Key, Outcome] = {}
         self._ahead: set[_Key] = set()  # measured by `together`, and not asked for yet
         self._rivals: list[Outcome] = []
         self._frozen = False  # whether `together` has named the rivals
         self._values: dict[_Key, Tensor] = {}  # of those that may be rivals
+        self._unconfirmed = FIRST  # candidates that are compared with their own modules
+        self._best = -math.inf  # reward, of those that are
         self.precision_note = ""
         self._bf16 = self._choose(precision)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is called: that is of this process only."""
+        return {**self.__dict__, "fell_back": _nothing}
 
     def _choose(self, precision: Precision) -> bool:
         """Measure the untouched network; take bf16 only where it agrees with fp32."""
@@ -83,7 +94,7 @@ class Evaluator:
 
     def _untouched(self, images: ImageSet, bf16: bool) -> Tensor:
         network = self.space.network
-        return logits(prepared(network.model, network, bf16), images, self._size, bf16)
+        return logits(prepared(network.model, network, bf16), images, self._size)
 
     def untouched(self, images: ImageSet) -> Score:
         """The score of the original network on other images."""
@@ -152,7 +163,17 @@ class Evaluator:
         start = time.perf_counter()
         strategy = self.space.complete(candidate.strategy)
         cost = self.space.cost(strategy)
-        values = self._race(candidate, strategy, cost)
+        with self.clock("apply"):
+            smaller = self.space.apply(strategy)
+            model = self._prepared(smaller)
+        values = self._race(candidate, model, cost)
+        reward = self._reward(cost, candidate.budget)(mean_score(values))
+        if len(values) == len(self.images.labels) and reward > self._best:
+            self._best = reward
+            trusted = self.space.network.trusted.steps
+            model = self._confirmed(smaller)  # the winner is one of these
+            if self.space.network.trusted.steps != trusted:
+                values = self._race(candidate, model, cost)
         score, stopped = mean_score(values), None
         if len(values) < len(self.images.labels):
             assert candidate.rival is not None
@@ -168,6 +189,7 @@ class Evaluator:
             time.perf_counter() - start,
             self.clock.take(),
             stopped,
+            self.space.repair_kept,
         )
         return Measured(outcome, values)
 
@@ -203,19 +225,32 @@ class Evaluator:
             self._values[key] = self.measure(Candidate(best.strategy, budget)).values
         return Rival(best, self._values[key])
 
-    def _race(self, candidate: Candidate, strategy: Strategy, cost: Cost) -> Tensor:
+    def _prepared(self, smaller: nn.Module) -> nn.Module:
+        """Ready to be measured; of the first candidates, compared with their own modules."""
+        if self._unconfirmed:
+            self._unconfirmed -= 1
+            return self._confirmed(smaller)
+        return prepared(smaller, self.space.network, self._bf16)
+
+    def _confirmed(self, smaller: nn.Module) -> nn.Module:
+        trusted = self.space.network.trusted
+        before = trusted.steps
+        model = confirmed(smaller, self.space.network, self.images[:SEEN].normalised, self._bf16)
+        if trusted.steps != before:
+            logging.getLogger("amc").warning("warning: %s", trusted.note)
+            self.fell_back()
+        return model
+
+    def _race(self, candidate: Candidate, model: nn.Module, cost: Cost) -> Tensor:
         """Of each image what `per_image` gives, (n, 3): of all images, or of as many as it took to
         see that the strategy is worse than its rival.
         """
-        with self.clock("apply"):
-            smaller = self.space.apply(strategy)
-            model = prepared(smaller, self.space.network, self._bf16)
         rival, count = candidate.rival, len(self.images.labels)
         values = torch.zeros(0, 3, dtype=torch.float64)
         with self.clock("evaluate"):
             for block in blocks(count) if rival else [slice(0, count)]:
                 images = self.images[block]
-                outputs = logits(model, images, self._size, self._bf16)
+                outputs = logits(model, images, self._size)
                 more = per_image(outputs, images.labels, self._reference[block])
                 values = torch.cat([values, more])
                 if rival is None or len(values) == count:
@@ -226,6 +261,10 @@ class Evaluator:
                 if is_hopeless(values, theirs, ours, other, count, self.racing or 1.0):
                     break
         return values
+
+
+def _nothing() -> None:
+    """What is called where nobody asks."""
 
 
 def _key(strategy: Strategy) -> _Key:

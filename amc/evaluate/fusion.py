@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from amc.network.kinds import does_as_its_type
 from amc.network.layers import evaluating
 
 TOLERANCE = 1e-4  # of the largest output: what another order of summation may change
@@ -81,9 +82,7 @@ def _rewrite(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
     for conv in list(graph.graph.nodes):
         module = modules.get(str(conv.target)) if conv.op == "call_module" else None
-        if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str):
-            continue
-        if module.padding_mode != "zeros" or len(conv.args) != 1 or conv.kwargs:
+        if module is None or not _is_fusible(conv, module):
             continue
         chain, arguments, activation = [conv], conv.args, "none"
         if (reader := _only_reader(conv)) is not None and (term := _term(reader, conv)) is not None:
@@ -101,6 +100,14 @@ def _rewrite(graph: fx.GraphModule) -> None:
         for replaced in reversed(chain):
             graph.graph.erase_node(replaced)
     graph.recompile()
+
+
+def _is_fusible(node: fx.Node, module: nn.Module) -> bool:
+    """Whether a call is of a convolution that oneDNN can compute with what follows it."""
+    if not isinstance(module, nn.Conv2d) or not does_as_its_type(module):
+        return False
+    known = not isinstance(module.padding, str) and module.padding_mode == "zeros"
+    return known and len(node.args) == 1 and not node.kwargs
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

@@ -46,16 +46,13 @@ def logits(
     model: nn.Module,
     images: ImageSet,
     size: int,
-    bf16: bool,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """The network's outputs, float32 (n, classes)."""
     outputs = []
-    dtype = torch.bfloat16 if bf16 else torch.float32
     with evaluating(model):
         for number, batch in enumerate(images.batches(size)):
-            ready = batch.to(dtype=dtype, memory_format=torch.channels_last)
-            outputs.append(model(ready).float())
+            outputs.append(model(batch))
             if on_batch is not None:
                 on_batch(min((number + 1) * size, len(images.labels)), len(images.labels))
     return torch.cat(outputs)

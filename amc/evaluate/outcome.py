@@ -27,6 +27,7 @@ class Outcome:
     seconds: float
     profile: Mapping[str, float] = field(default_factory=dict)  # part -> seconds
     stopped_after: int | None = None  # images, where racing stopped it: the score is an estimate
+    repair_kept: bool = True  # false: repair took it further from the original, and was undone
 
     @property
     def can_be_best(self) -> bool:
@@ -47,6 +48,7 @@ class Outcome:
             "seconds": self.seconds,
             "profile": dict(self.profile),
             "stopped_after": self.stopped_after,
+            "repair_kept": self.repair_kept,
         }
 
     @classmethod
@@ -62,6 +64,7 @@ class Outcome:
             line["seconds"],
             line.get("profile", {}),  # runs of version 0.1 have neither
             line.get("stopped_after"),
+            line.get("repair_kept", True),
         )
 
 

@@ -2,23 +2,27 @@
 
 BatchNorms are folded into the layers they follow, activations and sums are computed inside the
 convolutions before them, memory is channels-last, and bf16 is used where the processor has units
-for it and the accuracy of the untouched network agrees with fp32.
+for it and the accuracy of the untouched network agrees with fp32. All of that only as far as a
+network so prepared gives, on real images, what its own module gives when it is called (`trust`).
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from amc.errors import UserError
 from amc.evaluate.fusion import fused
-from amc.network.layers import example_input
+from amc.network.copying import copied
+from amc.network.kinds import does_as_its_type, is_batchnorm
+from amc.network.layers import evaluating, example_input
 from amc.network.trace import Network
 from amc.surgery.cut import replace_module
 from amc.surgery.factor import last_part
+from amc.surgery.verify import outputs_differ
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -37,31 +41,153 @@ def fuses_bf16() -> bool:
     return known and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def prepared(model: nn.Module, network: Network, bf16: bool) -> nn.Module:
-    """A copy for inference only: BatchNorms folded away, convolutions fused with what follows them,
-    channels last, and bf16 if asked.
+STEPS = (
+    "it runs as it is",
+    "memory is channels-last",
+    "BatchNorms are folded",
+    "operations are fused",
+)
+"""How far a network is prepared: each step with those before it."""
+TOLERANCE = 1e-4  # of the largest output
+SEEN = 32  # images on which a prepared network is compared with its own module, called
+
+
+class Prepared(nn.Module):
+    """A network for inference only. Its inputs and outputs are float32."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.model, self.dtype, self.layout = model, dtype, layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        layout = self.layout if x.dim() == 4 else torch.contiguous_format
+        outputs: Tensor = self.model(x.to(dtype=self.dtype, memory_format=layout))
+        return outputs.float()
+
+
+def prepared(model: nn.Module, network: Network, bf16: bool = False) -> Prepared:
+    """A copy for inference only, prepared as far as the untouched network may be.
 
     Args:
         model: ``network``'s own module, or what a strategy has made of it.
-        network: the untouched network.
+        network: the untouched network. Where it was not looked at yet, it is now, on random images.
         bf16: whether to compute in bf16.
     """
-    fast = copy.deepcopy(model).eval()
-    modules = dict(fast.named_modules())
+    if network.trusted.steps is None:
+        trust(network, example_input(network.model, network.input_shape, batch=4))
+    assert network.trusted.steps is not None
+    return _prepared(model, network, network.trusted.steps, bf16)
+
+
+def trust(network: Network, images: Tensor) -> None:
+    """Find out how far a network may be prepared: as far as it gives what its module gives when it
+    is called.
+
+    Args:
+        network: the untouched network.
+        images: real ones (n, C, H, W), normalised.
+    """
+    last = network.memory_format == torch.channels_last
+    network.trusted.steps = len(STEPS) - 1 if last else 0
+    network.trusted.note = "" if last else f"channels-last memory does not suit it: {STEPS[0]}"
+    confirmed(network.model, network, images)
+
+
+def confirmed(model: nn.Module, network: Network, images: Tensor, bf16: bool = False) -> Prepared:
+    """A prepared copy that was compared with its own module, called as it is. Where they differ one
+    step less is tried, from now on for every network made from this one.
+
+    Args:
+        model: as in `prepared`.
+        network: likewise.
+        images: real ones (n, C, H, W), normalised.
+        bf16: of what is returned; compared is in float32.
+    """
+    trusted = network.trusted
+    assert trusted.steps is not None
+    while trusted.steps and not _agree(model, network, trusted.steps, images):
+        trusted.steps -= 1
+        trusted.note = (
+            "prepared for speed the network would give other outputs than it does: "
+            f"{STEPS[trusted.steps]}, no more"
+        )
+    return _prepared(model, network, trusted.steps, bf16)
+
+
+def _agree(model: nn.Module, network: Network, steps: int, images: Tensor) -> bool:
+    try:
+        difference = outputs_differ(_prepared(model, network, steps, False), model, images)
+    except Exception:  # whatever a user's forward may raise on what it did not expect
+        return False
+    return difference <= TOLERANCE
+
+
+def _prepared(model: nn.Module, network: Network, steps: int, bf16: bool) -> Prepared:
+    fast = copied(model).eval()
+    layout = torch.channels_last if steps >= 1 else torch.contiguous_format
+    if steps >= 2:
+        _fold(fast, network)
+    if steps >= 1:
+        fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if steps >= 3 and (not bf16 or fuses_bf16()):
+        example = example_input(fast, network.input_shape, batch=2)
+        fast = fused(fast, example.contiguous(memory_format=torch.channels_last))
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return Prepared(fast.to(dtype), dtype, layout).eval()
+
+
+def _fold(model: nn.Module, network: Network) -> None:
+    """BatchNorms into the layers before them, in place, where that is one to one."""
+    modules = dict(model.named_modules())
     for name, norm in network.table.folds:
         layer = last_part(modules, name)
         first, second = modules.get(layer), modules.get(norm)
-        if not isinstance(second, nn.modules.batchnorm._BatchNorm):
+        if first is None or second is None or not is_batchnorm(second):
             continue
-        if isinstance(first, nn.Conv2d):
-            replace_module(fast, layer, fuse_conv_bn_eval(first, second))
-        elif isinstance(first, nn.Linear):
-            replace_module(fast, layer, fuse_linear_bn_eval(first, second))
-        else:
-            continue
-        replace_module(fast, norm, nn.Identity())
-    fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if not bf16 or fuses_bf16():
-        example = example_input(fast, network.input_shape, batch=2)
-        fast = fused(fast, example.contiguous(memory_format=torch.channels_last))
-    return fast.to(torch.bfloat16) if bf16 else fast
+        if does_as_its_type(first):
+            fuse: Any = fuse_conv_bn_eval if first.weight.dim() == 4 else fuse_linear_bn_eval
+            replace_module(model, layer, fuse(first, second))
+            replace_module(model, norm, nn.Identity())
+
+
+def check_alike(network: Network, images: Tensor, original: nn.Module | None) -> None:
+    """Refuse a network whose outputs for an image are not its own: chance, the other images of a
+    batch, or something outside of it has a say in them.
+
+    Args:
+        network: the untouched network.
+        images: real ones (n, C, H, W), normalised.
+        original: the user's module, where it is known.
+
+    Raises:
+        UserError: which it is, and what to do.
+    """
+    name, few = network.name, images[: max(1, len(images) // 4)]
+    with evaluating(network.model):
+        outputs, again, part = (network.model(x) for x in (images, images, few))
+    if _apart(again, outputs) > 1e-6:
+        raise UserError(
+            f"the network {name!r} gives other outputs for the same images when it is called again "
+            "(dropout or noise in eval mode?): make it deterministic in eval mode"
+        )
+    if _apart(part, outputs[: len(few)]) > 1e-3:
+        raise UserError(
+            f"the outputs of the network {name!r} for an image depend on the other images of its "
+            "batch (a BatchNorm without running statistics?): no accuracy could be stated"
+        )
+    if original is None or {p.dtype for p in original.parameters()} != {torch.float32}:
+        return
+    if any(parameter.device.type != "cpu" for parameter in original.parameters()):
+        return
+    with evaluating(original):
+        theirs = original(images)
+    if _apart(outputs, theirs) > TOLERANCE:
+        raise UserError(
+            f"a copy of the network {name!r} gives other outputs than the network itself: "
+            "something outside of it (a closure, a global) has a say; define it in the class"
+        )
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, as a part of the largest value."""
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))

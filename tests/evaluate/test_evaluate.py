@@ -118,7 +118,7 @@ def test_preparing_for_inference_changes_nothing(name: str) -> None:
 def test_logits_do_not_depend_on_the_batch_size(digits: Dataset) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     images = ImageSet.of(digits, digits.test, np.arange(50))
-    a, b = logits(model, images, 50, False), logits(model, images, 7, False)
+    a, b = logits(model, images, 50), logits(model, images, 7)
     assert torch.allclose(a, b, atol=1e-6) and a.shape == (50, 3)
 
 
@@ -162,8 +162,8 @@ def test_bf16_without_fusion_where_the_processor_cannot_fuse_it(
     half = prepared(network.model, network, bf16=True)
     assert not any(isinstance(module, FusedConv) for module in half.modules())
     images = ImageSet.of(digits, digits.test, np.arange(50))
-    outputs = logits(half, images, 50, bf16=True)
-    expected = logits(network.model, images, 50, bf16=False)
+    outputs = logits(half, images, 50)
+    expected = logits(network.model, images, 50)
     assert torch.allclose(outputs, expected, atol=0.05 * float(expected.abs().max()))
 
 
