@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,9 +36,10 @@ from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.runs import names
-from amc.runs.directory import SCHEMA, Run
+from amc.runs.directory import SCHEMA, Run, claim
 from amc.runs.provenance import surroundings
 from amc.runs.recorder import Recorder
+from amc.training.keeper import plain
 from amc.views.pictures import plot_range, plot_search
 
 # A base network whose held-out cross-entropy is below this many times that of training images has
@@ -89,19 +89,16 @@ def search(
     elif not isinstance(config, Config):
         config = parse_config(copy.deepcopy(dict(config)))
     name = name or (config.model or type(model).__name__).replace(":", "_")
-    path = Path(out) / name / f"s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if path.exists():
-        path = path.with_name(f"{path.name}-{os.getpid()}")
+    started = time.strftime("%Y%m%d-%H%M%S")
     problem = Problem.build(config, model, dataset, report)
-    run = Run.create(path, config, _provenance(problem))
+    provenance = _provenance(problem)
+    path = claim(Path(out) / name / f"s{config.seed}-{started}")
+    run = Run.create(path, config, provenance)
     run.write_layers(problem.network.table)
     if problem.device is not None:
         write_bytes(path / names.DEVICE, problem.device.to_yaml().encode())
     if model is not None or weights_file(config) is None:
-        state = save(
-            {key: value.contiguous() for key, value in problem.network.model.state_dict().items()}
-        )
-        write_bytes(path / names.BASE, state)
+        write_bytes(path / names.BASE, save(plain(problem.network.model)))
     return _continue(run, problem, jobs, ray, report)
 
 
@@ -186,7 +183,12 @@ def _continue(
     """The episodes that are left, the journal, the checkpoints, and what is derived from them."""
     for doubt in run.provenance.get("device_doubts", []):
         logging.getLogger("amc").warning("warning: the device profile: %s", doubt)
+    trusted = problem.network.trusted
+    trusted.steps = run.provenance.get("prepared_steps", trusted.steps)
     evaluator = problem.evaluator(run.provenance.get("precision"))
+    evaluator.fell_back = lambda: run.update_provenance(
+        prepared=trusted.note, prepared_steps=trusted.steps
+    )
     warning = _memorised(problem, evaluator)
     run.update_provenance(
         precision=evaluator.precision, precision_note=evaluator.precision_note, warning=warning
@@ -293,5 +295,8 @@ def _provenance(problem: Problem) -> dict[str, Any]:
         "input_shape": list(problem.dataset.input_shape),
         "classes": problem.dataset.classes,
         "left_alone": problem.space.left_alone,
+        "prepared": problem.network.trusted.note,
+        "prepared_steps": problem.network.trusted.steps,
+        "uncounted": list(problem.network.table.rest.uncounted),
         "device_doubts": problem.doubts(),
     }

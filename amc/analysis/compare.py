@@ -7,6 +7,7 @@ measuring. What is left to differ is the agent and the seed.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -241,8 +242,10 @@ def _problem(run: Run) -> dict[str, Any]:
     for key in ("agent", "seed", "data_dir", "weights_dir", "finetune"):
         del config[key]
     del config["budget"]["fill"]
-    layers = (run.path / names.LAYERS).read_text(encoding="utf-8")
-    return {**config, names.LAYERS: layers}  # a network that was given from Python has no name
+    with (run.path / names.LAYERS).open(encoding="utf-8", newline="") as file:
+        layers = [(row["name"], row["macs"], row["params"]) for row in csv.DictReader(file)]
+    costly = [layer for layer in layers if layer[1] != "0"]
+    return {**config, names.LAYERS: costly}  # a network that was given from Python has no name
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:

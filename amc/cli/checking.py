@@ -59,7 +59,10 @@ def profile(
     if device is None:
         ms = time_of(make_runtime(runtime, threads), space.network, batch)
         costs = {**space.cost({}).as_dict(), "latency_ms": ms}
-        return print_result(tables.layers(space.network.table, ms), costs, as_json)
+        print_result(tables.layers(space.network.table, ms), costs, as_json)
+        if doubt := space.network.table.rest.doubt:
+            err.print(f"warning: {doubt}", soft_wrap=True)
+        return None
     path = profile_path(device)
     try:
         found = measure_profile(space, make_runtime(runtime, threads), path, batch, report=report)

@@ -19,11 +19,11 @@ Episode = Annotated[
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RUN|EXPORT")],
+    path: Annotated[Path, typer.Argument(metavar="RUN|EXPORT|FINETUNE")],
     test: Annotated[bool, typer.Option("--test", help="on the test images too")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the best strategy of a run, or an export, before fine-tuning."""
+    """Measure the best strategy of a run before fine-tuning, or an export, or a fine-tuning."""
     from amc.deliver import evaluate as evaluation
 
     result = evaluation.evaluate(path, test, ConsoleReport(err))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
@@ -65,7 +66,9 @@ def show(preset: str, overrides: Overrides = None) -> None:
     for column in ("key", "value", "meaning"):
         table.add_column(column, overflow="fold")
     for key, value, meaning in describe(config):
-        table.add_row(key, "none" if value is None else str(value), meaning)
+        is_list = isinstance(value, list | tuple)
+        text = f"[{', '.join(map(str, value))}]" if is_list else str(value)  # as it is typed
+        table.add_row(key, "none" if value is None else escape(text), meaning)
     out.print(table)
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from amc.data.datasets import Dataset
 from amc.deliver.evaluate import cost_of_metal
 from amc.deliver.finetune import Finished, read_config
-from amc.deliver.formats import Parity, write_onnx, write_program
-from amc.errors import UserError, unknown
+from amc.deliver.formats import Parity, as_onnx, as_program
+from amc.errors import UserError, root_cause, unknown
 from amc.files import write_bytes, write_json
 from amc.network.models import load_weights
 from amc.problem import Problem
@@ -31,7 +32,8 @@ from amc.search import SearchResult, open_problem
 from amc.training.keeper import plain
 from amc.views.card import model_card
 
-FORMATS = ("safetensors", "onnx", "pt2")
+FILES = {"safetensors": names.WEIGHTS, "onnx": names.ONNX, "pt2": names.PROGRAM}
+FORMATS = tuple(FILES)
 CHECKED = 1000  # test images, at most, on which formats are checked against PyTorch
 
 
@@ -46,7 +48,8 @@ def export(
     report: Report = silent,
 ) -> dict[str, Any]:
     """Export the best strategy of a run, or that of another episode, into its ``export`` folder,
-    fine-tuned if that has been done, and measure it on the test images.
+    fine-tuned if that has been done, and measure it on the test images. A format that the network
+    cannot be put into is said, and the others are written.
 
     Args:
         run: a search's result, or the directory of a run.
@@ -63,7 +66,7 @@ def export(
 
     Raises:
         UserError: the run has no result or no such episode, there is no such fine-tuning, or a
-            format is unknown.
+            format is unknown, or none could be written.
     """
     for name in formats:
         if name not in FORMATS:
@@ -83,43 +86,75 @@ def export(
     steps = 4
     report("exporting", 0, steps)
     description = _description(opened, problem, best, tuned)
-    if "safetensors" in formats:
-        write_bytes(folder / names.WEIGHTS, save(plain(compressed)))
-        write_json(folder / names.STRATEGY, description)
     metrics = _measured(problem, compressed, best, tuned)
     report("exporting", 1, steps)
     facts = description | _accuracies(metrics)
-    for name, parity in _converted(compressed, problem.dataset, formats, folder, facts):
-        metrics[f"{name}_max_abs_diff"] = parity.max_abs_diff
-        metrics[f"{name}_top1_agreement"] = parity.top1_agreement
+    metrics |= _write_all(
+        compressed, problem.dataset, formats, folder, facts, problem.network.dtype
+    )
+    if "safetensors" in formats and "safetensors" not in metrics["failed_formats"]:
+        write_json(folder / names.STRATEGY, description)
     report("exporting", 3, steps)
     metrics["measured_latency_ms"] = problem.measured_latency(compressed)
     write_json(folder / names.METRICS, metrics)
     settings = None if tuned is None else tuned.settings
-    files = [
-        name for name in (names.WEIGHTS, names.ONNX, names.PROGRAM) if (folder / name).is_file()
-    ]
+    files = [name for name in FILES.values() if (folder / name).is_file()]
     card = model_card(description, metrics, opened, settings, problem.space, files)
     write_bytes(folder / names.CARD, card.encode())
     report("exporting", steps, steps)
     return metrics
 
 
-def _converted(
+def _write_all(
     model: nn.Module,
     dataset: Dataset,
     formats: Collection[str],
     folder: Path,
     facts: dict[str, Any],
-) -> Iterator[tuple[str, Parity]]:
-    """Write what others run; of each format, how well it agrees on test images."""
-    chosen = np.arange(min(CHECKED, len(dataset.test.labels)))
-    images = dataset.normalise(dataset.test.fetch(chosen))
-    if "onnx" in formats:
-        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-        yield "onnx", write_onnx(model, images, folder / names.ONNX, texts)
-    if "pt2" in formats:
-        yield "pt2", write_program(model, images, folder / names.PROGRAM)
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Write every format that can be; of metrics.json how well each agrees on test images, and why
+    the others could not be written.
+
+    Raises:
+        UserError: none could be.
+    """
+    images = dataset.test.fetch(np.arange(min(CHECKED, len(dataset.test.labels))))
+    agreement: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for name in (name for name in FORMATS if name in formats):
+        path = folder / FILES[name]
+        try:
+            content, parity = _made(name, model, dataset.normalise(images), facts, dtype)
+        except Exception as error:  # exporters have all kinds
+            failed[name] = root_cause(error)
+            path.unlink(missing_ok=True)  # of an earlier export: another network
+            logging.getLogger("amc").warning("%s was not exported: %s", path.name, failed[name])
+            continue
+        write_bytes(path, content)
+        if parity is not None:
+            agreement[f"{name}_max_abs_diff"] = parity.max_abs_diff
+            agreement[f"{name}_top1_agreement"] = parity.top1_agreement
+            agreement[f"{name}_batch"] = parity.batch
+            if parity.batch is not None:
+                what = "takes one image at a time: the network computes with their number"
+                logging.getLogger("amc").warning("%s %s", path.name, what)
+    if failed and len(failed) == len(set(formats)):
+        why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise UserError(f"nothing could be exported ({why}): try other formats of {FORMATS}")
+    return {**agreement, "failed_formats": failed}
+
+
+def _made(
+    name: str, model: nn.Module, images: Tensor, facts: dict[str, Any], dtype: torch.dtype
+) -> tuple[bytes, Parity | None]:
+    """A network in one format, and how well it agrees on images where others run it."""
+    if name == "safetensors":
+        return save(plain(model, dtype)), None
+    if name == "pt2":
+        return as_program(model, images)
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    return as_onnx(model, images, texts)
 
 
 def _tuned(folder: Path, named: bool) -> Finished | None:
@@ -147,6 +182,7 @@ def _description(
         "input_shape": list(problem.dataset.input_shape),
         "mean": list(problem.dataset.mean),
         "std": list(problem.dataset.std),
+        "dtype": str(problem.network.dtype).removeprefix("torch."),
         "space": problem.config.space["name"],
         "strategy": best["strategy"],
         "structure": problem.space.describe(best["strategy"]),
@@ -176,8 +212,11 @@ def _measured(
         "cost_ratios": cost.ratios(original),
         "onnx_max_abs_diff": None,
         "onnx_top1_agreement": None,
+        "onnx_batch": None,
         "pt2_max_abs_diff": None,
         "pt2_top1_agreement": None,
+        "pt2_batch": None,
+        "failed_formats": {},
         "measured_latency_ms": None,
     }
 

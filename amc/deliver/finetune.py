@@ -162,12 +162,19 @@ def _settings(
     return settings
 
 
-def _check_episode(folder: Path, episode: int) -> None:
+def begun_episode(folder: Path) -> int | None:
+    """Whose strategy a folder was begun with; none: the best one's, or it was not begun."""
     begun = _read(folder / names.PROVENANCE) if (folder / names.PROVENANCE).is_file() else {}
-    if begun.get("episode", episode) != episode:  # at first only the best one could be trained
+    episode: int | None = begun.get("episode")  # at first only the best one could be trained
+    return episode
+
+
+def _check_episode(folder: Path, episode: int) -> None:
+    begun = begun_episode(folder)
+    if begun not in (None, episode):
         raise UserError(
-            f"{str(folder)!r} was begun with the strategy of episode {begun['episode']}, not "
-            f"{episode}: name another folder (--out)"
+            f"{str(folder)!r} was begun with the strategy of episode {begun}, not {episode}: name "
+            "another folder (--out)"
         )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from amc.errors import UserError
+from amc.network.copying import copied, unwrapped
 from amc.network.models import build_model, load_weights
 from amc.registry import lookup
 from amc.runs import names
@@ -24,6 +25,9 @@ def load(run: SearchResult | str | Path, model: nn.Module | None = None) -> nn.M
         model: a fresh copy of the original architecture, where it was given from Python and
             ``run`` is a directory.
 
+    Returns:
+        The network in the dtype that the original was given in.
+
     Raises:
         UserError: the folder holds no export, or the weights do not fit.
     """
@@ -32,7 +36,7 @@ def load(run: SearchResult | str | Path, model: nn.Module | None = None) -> nn.M
         folder = folder / names.EXPORT
     description = read_description(folder)
     if isinstance(run, SearchResult):
-        model = copy.deepcopy(run.problem.network.model)
+        model = copied(run.problem.network.model)
     elif model is None:
         if description["model"] is None:
             raise UserError(
@@ -42,9 +46,9 @@ def load(run: SearchResult | str | Path, model: nn.Module | None = None) -> nn.M
         model = build_model(
             description["model"], description["classes"], description["input_shape"][0]
         )
-    rebuilt: nn.Module = lookup("space", description["space"]).rebuild(
-        model, description["structure"]
-    )
+    space = lookup("space", description["space"])
+    rebuilt: nn.Module = space.rebuild(unwrapped(model), description["structure"])
+    rebuilt = rebuilt.to(getattr(torch, description["dtype"]))
     load_weights(rebuilt, folder / names.WEIGHTS)
     return rebuilt.eval()
 
@@ -58,7 +62,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads((folder / names.STRATEGY).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{str(folder)!r} is not an export: it has no {names.STRATEGY}") from None
+        raise UserError(
+            f"{str(folder)!r} is not an export: it has no {names.STRATEGY} (`amc export RUN` "
+            "writes one, in the format safetensors)"
+        ) from None
     except ValueError as error:
         raise UserError(f"{str(folder / names.STRATEGY)!r} is damaged: {error}") from error
-    return {"weights": None, "finetuned": False, **value}  # what version 0.1 did not write
+    older = {"weights": None, "finetuned": False, "dtype": "float32"}  # what they did not write
+    return older | value

@@ -216,7 +216,7 @@ class LatencyModel:
             conversion = self.fit.conversion_ms_per_mb * converted_mb(
                 times.family, layer.in_channels, self.fit.block
             )
-            self._known[layer] = self.fit.scale * alone + conversion
+            self._known[layer] = layer.repeats * (self.fit.scale * alone + conversion)
         return self._known[layer]
 
     def latency_ms(self, table: LayerTable) -> float:

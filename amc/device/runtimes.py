@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -23,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc.errors import UserError, first_line
+from amc.errors import UserError, first_line, root_cause
+from amc.network.copying import private_copy
 from amc.network.layers import evaluating
-from amc.network.trace import private_copy
 from amc.registry import lookup
 
 Run = Callable[[], float]
@@ -58,7 +59,13 @@ class OnnxRuntime:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Run:
         session = onnx_session(onnx_bytes(model, example), self.threads)
-        inputs = {session.get_inputs()[0].name: example.numpy()}
+        inputs = {one.name: example.numpy() for one in session.get_inputs()}
+        if not inputs:
+            raise UserError("the network as ONNX has no input: its output is taken for a constant")
+        try:
+            session.run(None, inputs)
+        except Exception as error:
+            raise UserError(f"ONNX Runtime cannot run the network: {first_line(error)}") from error
         return _timed(lambda: session.run(None, inputs))
 
 
@@ -180,7 +187,7 @@ def onnx_bytes(model: nn.Module, example: Tensor) -> bytes:
             try:
                 program = torch.onnx.export(model, (example,), dynamo=True, verbose=False)
             except Exception as error:
-                raise UserError(f"it cannot be exported to ONNX: {first_line(error)}") from error
+                raise UserError(f"it cannot be exported to ONNX: {root_cause(error)}") from error
             assert program is not None
             content: bytes = program.model_proto.SerializeToString()
             return content
@@ -189,19 +196,21 @@ def onnx_bytes(model: nn.Module, example: Tensor) -> bytes:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporters' chatter."""
-    before = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     silence = io.StringIO()
     try:
         with (
             warnings.catch_warnings(),
+            # graphs of what could not be exported, written past Python otherwise
+            mock.patch.object(torch._C, "_jit_onnx_log", print, create=True),
             contextlib.redirect_stdout(silence),
             contextlib.redirect_stderr(silence),
         ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.getLogger("torch.onnx").setLevel(before)
+        logging.disable(before)
 
 
 def _timed(call: Callable[[], Any]) -> Run:

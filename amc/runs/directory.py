@@ -7,9 +7,11 @@ run killed at any moment is whole.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 from dataclasses import fields
@@ -44,7 +46,9 @@ class Run:
         Raises:
             UserError: the directory exists and is not empty.
         """
-        if path.exists() and any(path.iterdir()):
+        with on_disk(path):
+            path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
             raise UserError(
                 f"the run directory {str(path)!r} exists and is not empty: nothing is overwritten"
             )
@@ -68,14 +72,22 @@ class Run:
         if missing:
             raise UserError(f"{str(path)!r} is not a run directory: it has no {missing[0]}")
         run = cls(path)
+        if "config_sha256" not in run.provenance:
+            raise UserError(f"{str(path)!r} is not a run directory, but a fine-tuning's")
         digest = hashlib.sha256((path / names.CONFIG).read_bytes()).hexdigest()
-        if digest != run.provenance.get("config_sha256"):
+        if digest != run.provenance["config_sha256"]:
             raise UserError(
                 f"{str(path / 'config.yaml')!r} was changed after the run started: start a new "
                 "run with "
                 f"`amc search {path / 'config.yaml'}`"
             )
         return run
+
+    @classmethod
+    def is_at(cls, path: Path) -> bool:
+        """Whether a folder is a run's, whatever has become of its files."""
+        files = (path / names.CONFIG).is_file() and (path / names.PROVENANCE).is_file()
+        return files and "config_sha256" in cls(path).provenance
 
     @cached_property
     def config(self) -> Config:
@@ -213,6 +225,8 @@ class Run:
                 "x".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in cells
             ]
             writer.writerow([*cells, layer.macs, layer.params])
+        blank = ["rest", "rest", *[""] * (len(columns) - 2)]
+        writer.writerow([*blank, table.rest.macs, table.rest.params])
         write_bytes(self.path / names.LAYERS, text.getvalue().encode())
 
     def write_best(self, baseline: Score, original: Cost) -> dict[str, Any]:
@@ -245,6 +259,20 @@ class Run:
         except Exception:
             return None
         return state
+
+
+def claim(path: Path) -> Path:
+    """A new directory of that name, or of the first of ``name-2``, ``name-3``, ... that is free.
+    Of several processes that ask at once each gets its own.
+    """
+    more = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    with on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for free in itertools.chain([path], more):
+            with contextlib.suppress(FileExistsError):
+                free.mkdir()
+                return free
+    raise AssertionError("numbers do not end")
 
 
 def _beside(line: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:

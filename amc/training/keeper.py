@@ -87,6 +87,16 @@ class InMemory:
         return None
 
 
-def plain(model: nn.Module) -> dict[str, Tensor]:
-    """The state as safetensors takes it."""
-    return {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+def plain(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The state as safetensors takes it: whole tensors on the CPU, each in memory of its own, so
+    what has two names in the network is there twice. With a ``dtype`` numbers are cast to it.
+    """
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            own = value.detach().cpu().contiguous()
+            own = own.to(dtype) if dtype is not None and own.is_floating_point() else own
+            state[key] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+            seen.add(state[key].untyped_storage().data_ptr())
+    return state

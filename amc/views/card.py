@@ -104,6 +104,8 @@ def _use(description: Mapping[str, Any], metrics: Mapping[str, Any], files: Sequ
                 agreement = metrics[f"{key}_top1_agreement"], metrics[f"{key}_max_abs_diff"]
                 note += "; " + checked.format(*agreement)
             lines.append(note)
+    for name, reason in metrics["failed_formats"].items():
+        lines.append(f"- {name}: the network could not be exported (`{reason}`)")
     return "\n".join(lines)
 
 

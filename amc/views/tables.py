@@ -64,7 +64,9 @@ def finetuned(metrics: dict[str, Any]) -> Table:
 
 
 def layers(table: LayerTable, ms: float) -> Table:
-    """The layers that cost MACs, and the whole network with its measured latency."""
+    """What costs MACs: the layers, what belongs to no layer, and the whole network with its
+    measured latency.
+    """
     shown = Table("layer", "kind", "in", "out", "kernel", "output", "MACs", "params")
     for layer in table:
         if layer.kind in ("conv", "linear"):
@@ -72,9 +74,19 @@ def layers(table: LayerTable, ms: float) -> Table:
             widths = str(layer.in_channels), str(layer.out_channels)
             counts = f"{layer.macs:,}", f"{layer.params:,}"
             shown.add_row(layer.name, layer.kind, *widths, kernel, size, *counts)
+        elif layer.macs:
+            counts = f"{layer.macs:,}", f"{layer.params:,}"
+            shown.add_row(layer.name, "left alone", "", "", "", "", *counts)
+    shown.add_row("the rest", "", "", "", "", "", *_rest(table))
     total = f"{table.macs:,}", f"{table.params:,}"
     shown.add_row(f"all: {ms:.3f} ms", "", "", "", "", "", *total, style="bold")
     return shown
+
+
+def _rest(table: LayerTable) -> tuple[str, str]:
+    """MACs and parameters that no row shows."""
+    shown = sum(layer.params for layer in table if layer.macs)
+    return f"{table.rest.macs:,}", f"{table.params - shown:,}"
 
 
 def fidelity(profile: DeviceProfile) -> Table:

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from matplotlib.figure import Figure
+from readme import BLOCKS
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -203,8 +204,6 @@ def test_what_is_shipped_is_the_fine_tuned_network(digits_run: Path) -> None:
 
 def test_the_loaders_of_the_readme(digits: Dataset, tmp_path: Path) -> None:
     """Five lines from a model and two DataLoaders to a smaller model."""
-    from test_plugin import BLOCKS
-
     block = next(block for block in BLOCKS if "from_loaders" in block)
     assert len([line for line in block.splitlines() if line and "import" not in line]) <= 5
 
