@@ -5,7 +5,10 @@ or ours (a traceback).
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+SHOWN = 100  # of the names that exist, in an error
 
 
 class UserError(Exception):
@@ -15,8 +18,16 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says, in one line without colours; its type where it says nothing."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0]
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the error that began a chain of them."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
@@ -26,4 +37,5 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown {kind} {value!r}: {hint}(known: {', '.join(names)})")
+    more = f", ... and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return UserError(f"unknown {kind} {value!r}: {hint}(known: {', '.join(names[:SHOWN])}{more})")

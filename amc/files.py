@@ -19,6 +19,8 @@ def on_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):  # a file stands where a folder should
+            raise UserError(f"{str(path)!r} cannot be made: a file is in its way") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise UserError(
                 f"{str(path)!r} cannot be written ({os.strerror(error.errno)}): what was done "

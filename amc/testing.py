@@ -16,6 +16,7 @@ from torch import nn
 
 from amc.cost.budget import Budget
 from amc.cost.cost import METRICS, cost_of
+from amc.device.reach import structure_of
 from amc.envs.compression import CompressionEnv
 from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
@@ -110,6 +111,7 @@ def check_bound_space(space: CompressionSpace) -> list[str]:
         ("monotone: cost never falls as a keep ratio rises", _check_monotone),
         ("every episode ends within budget", _check_budget),
         ("rebuild gives the same structure and weights fit", _check_rebuild),
+        ("a decision changes no layer but those that `reshapes` names", _check_reshapes),
         ("the network is not modified, apply is deterministic", _check_pure),
     ]
     for title, check in checks:
@@ -234,6 +236,24 @@ def _check_rebuild(space: CompressionSpace) -> None:
     image = example_input(applied, space.network.input_shape, batch=4)
     with evaluating(applied), evaluating(rebuilt):
         assert torch.allclose(applied(image), rebuilt(image), atol=1e-5), "the outputs differ"
+
+
+def _check_reshapes(space: CompressionSpace) -> None:
+    """What keeps the promise of ``space.keep``."""
+
+    def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+        return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+    whole, layers = shapes(space.network.model), space.network.table.by_name
+    for decision in space.decisions:
+        smaller = shapes(structure_of(space, {decision.name: decision.choices[0]}))
+        changed = {
+            key.rpartition(".")[0] for key, shape in whole.items() if smaller.get(key) != shape
+        }
+        for layer in sorted(changed & set(layers) - set(space.reshapes(decision))):
+            raise AssertionError(
+                f"{decision.name!r} changes {layer!r}: space.keep could not keep it"
+            )
 
 
 def _check_pure(space: CompressionSpace) -> None:

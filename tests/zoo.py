@@ -21,7 +21,7 @@ from amc.network.torchvision_compat import torchvision
 from amc.network.trace import Network, trace
 from amc.spaces.channel import ChannelSpace
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tests run side by side, a process a core
 tv = torchvision.models
 
 ZOO: dict[str, tuple[Callable[[], nn.Module], int]] = {

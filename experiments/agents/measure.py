@@ -65,7 +65,7 @@ def images_of(job: Job) -> dict[str, tuple[ImageSet, torch.Tensor]]:
         "test": ImageSet.of(data, data.test, np.arange(len(data.test.labels))),
     }
     base = prepared(problem.network.model, problem.network, False)
-    return {name: (images, logits(base, images, 100, False)) for name, images in sets.items()}
+    return {name: (images, logits(base, images, 100)) for name, images in sets.items()}
 
 
 def measured(job: Job, strategy: dict[str, int], sets: Sequence[str]) -> dict[str, Score]:
@@ -80,7 +80,7 @@ def measured(job: Job, strategy: dict[str, int], sets: Sequence[str]) -> dict[st
         model = prepared(problem.space.apply(strategy), problem.network, False)
         for part in missing:
             images, reference = images_of(shared)[part]
-            outputs = logits(model, images, 100, False)
+            outputs = logits(model, images, 100)
             values = per_image(outputs, images.labels, reference).mean(0)
             known[part] = values.tolist()
         write_json(path, known)
@@ -272,7 +272,7 @@ def write_correlation() -> None:
             score = measured(job, row["strategy"], ("seen", "test"))
             model = problem.space.apply(row["strategy"])
             train(model, problem.dataset, problem.splits.train, FINETUNE)
-            outputs = logits(prepared(model, problem.network, False), test, 100, False)
+            outputs = logits(prepared(model, problem.network, False), test, 100)
             row["network"] = job.network
             cost = problem.space.cost(row["strategy"])
             row["macs_ratio"] = cost.macs / problem.space.cost({}).macs

@@ -62,7 +62,7 @@ def main() -> None:
     if not processes.first:
         return
     test = ImageSet.of(data, data.test, np.arange(len(data.test.labels)))
-    correct = (logits(model, test, 500, False).argmax(1) == test.labels).float().mean()
+    correct = (logits(model, test, 500).argmax(1) == test.labels).float().mean()
     figures = {
         "heldout_accuracy": progress.best["heldout_accuracy"],
         "test_accuracy": float(correct),

@@ -185,7 +185,7 @@ def write_apart() -> None:
     right: dict[str, Tensor] = {}
     for job in jobs():
         if job.row() is not None and (done := job.train()) is not None:
-            outputs = logits(done.model, images, 500, bf16=False)
+            outputs = logits(done.model, images, 500)
             right[job.folder.name] = outputs.argmax(1) == images.labels
     rows = []
     for (first, ours), (second, theirs) in combinations(right.items(), 2):

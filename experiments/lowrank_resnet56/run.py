@@ -140,7 +140,7 @@ def accuracies(problem: Problem, model: nn.Module) -> tuple[float, float]:
         ImageSet.of(data, data.train, problem.splits.heldout),
         ImageSet.of(data, data.test, np.arange(len(data.test.labels))),
     )
-    found = [score(logits(fast, images, 100, False), images.labels).accuracy for images in sets]
+    found = [score(logits(fast, images, 100), images.labels).accuracy for images in sets]
     return found[0], found[1]
 
 

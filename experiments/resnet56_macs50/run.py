@@ -73,8 +73,7 @@ def row(
     heldout = ImageSet.of(data, data.train, problem.splits.heldout)
     test = ImageSet.of(data, data.test, np.arange(len(data.test.labels)))
     accuracies = [
-        score(logits(fast, images, 250, bf16=False), images.labels).accuracy
-        for images in (heldout, test)
+        score(logits(fast, images, 250), images.labels).accuracy for images in (heldout, test)
     ]
     result = {
         "method": method,

@@ -14,10 +14,12 @@ from sklearn.linear_model import LinearRegression
 from torch import nn
 
 from amc.evaluate.measure import ImageSet
-from amc.network.layers import evaluating, is_mixer
+from amc.network.kinds import mixes
+from amc.network.kinds.base import kept
+from amc.network.layers import evaluating
 from amc.network.trace import Network
 from amc.repair.rows import Sampler
-from amc.surgery.cut import Cuts, kept
+from amc.surgery.cut import Cuts
 
 BATCH = 50
 Matrix = NDArray[np.float32]
@@ -45,7 +47,7 @@ class Reference:
         handles = [
             module.register_forward_hook(keep(name))
             for name, module in network.model.named_modules()
-            if is_mixer(module)
+            if mixes(module)
         ]
         with evaluating(network.model):
             for first in range(0, len(calibration), BATCH):
@@ -63,7 +65,7 @@ class Reference:
         modules = dict(model.named_modules())
         with torch.no_grad():
             for name, sides in cuts.items():
-                if sides.get("in") and is_mixer(modules[name]):
+                if sides.get("in") and mixes(modules[name]):
                     self._solve(name, modules, sides)
         return model
 
