@@ -60,7 +60,7 @@ def test_repair_is_kept_only_where_it_helps_on_other_images(name: str) -> None:
     """Law 11, with few and noisy calibration images: least squares fits those."""
     network = Network.of(stranger(name), SHAPE, name)
     space = ChannelSpace(network, {"min_ratio": 0.3}, torch.randn(12, *SHAPE))
-    space.fresh = x = images(32, seed=4)
+    space.fresh = x = images(16, seed=4)
     strategy = space.uniform(0.5)
     smaller, plain = space.apply(strategy), cut(network.model, space.cuts(strategy)).eval()
     with torch.no_grad():

@@ -28,6 +28,9 @@ from amc.surgery.factor import Plan
 # Of activations in one sweep; calibration images beyond it are left out.
 CALIBRATION_BYTES = 2 * 2**30
 
+# Fresh images that judge repair: more would be seen in the time of an episode.
+JUDGES = 16
+
 # An error of a factorised network at which nobody asks whether it would be less without repair.
 GOOD = 0.3
 
@@ -123,14 +126,26 @@ class RepairingSpace(CompressionSpace):
             if self.options.repair == "none" or self.fresh is None:
                 self._repair(model, cuts, factorise_layers(model, plan, self._refits))
                 return model
-            plain = copied(model)
-            self._repair(model, cuts, factorise_layers(model, plan, self._refits))
-            error = self._error(model)
-            if plan and error < GOOD:  # factors of the weights take long to find
-                return model
-            factorise_layers(plain, plan, refitted=False)
-            self.repair_kept = error <= self._error(plain)
-            return model if self.repair_kept else plain
+            if plan:
+                return self._better(model, cuts, plan)
+            before = self._error(model)
+            state = {key: value.clone() for key, value in model.state_dict().items()}
+            self._repair(model, cuts)
+            self.repair_kept = self._error(model) <= before
+            if not self.repair_kept:
+                model.load_state_dict(state)
+            return model
+
+    def _better(self, model: nn.Module, cuts: Cuts, plan: Plan) -> nn.Module:
+        """Factors fitted to data, or those of the weights where they are better."""
+        plain = copied(model)
+        self._repair(model, cuts, factorise_layers(model, plan, self._refits))
+        error = self._error(model)
+        if error < GOOD:  # factors of the weights take long to find
+            return model
+        factorise_layers(plain, plan, refitted=False)
+        self.repair_kept = error <= self._error(plain)
+        return model if self.repair_kept else plain
 
     @property
     def _refits(self) -> bool:
@@ -142,7 +157,7 @@ class RepairingSpace(CompressionSpace):
         """
         assert self.fresh is not None
         with evaluating(model):
-            outputs = model(self.fresh)
+            outputs = model(self.fresh[:JUDGES])
         if not isinstance(outputs, Tensor):
             return 0.0
         varying = (self._wanted - self._wanted.mean(0)).norm().clamp_min(1e-30)
@@ -152,7 +167,8 @@ class RepairingSpace(CompressionSpace):
     def _wanted(self) -> Tensor:
         """The original's outputs on fresh images."""
         with evaluating(self.network.model):
-            outputs: Tensor = self.network.model(self.fresh)
+            assert self.fresh is not None
+            outputs: Tensor = self.network.model(self.fresh[:JUDGES])
         return outputs
 
     def _repair(

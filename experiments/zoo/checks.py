@@ -222,6 +222,7 @@ class Examination:
 
 def macs(model: nn.Module, images: Tensor) -> int:
     """Multiply-accumulates of one image."""
+    model = copy.deepcopy(model).requires_grad_(False)  # PyTorch's counter stumbles over some else
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images[:1])
     return counter.get_total_flops() // 2
