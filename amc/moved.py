@@ -58,9 +58,9 @@ def _of(module: ModuleType, name: str) -> object:
     """What a module or another of its room defines."""
     if hasattr(module, name) or name.startswith("__"):
         return getattr(module, name)
-    room = sys.modules[module.__name__.rpartition(".")[0]]
+    room = module.__name__.rpartition(".")[0]
     for neighbour in SPLIT.get(module.__name__, ()):
-        found = importlib.import_module(f"{room.__name__}.{neighbour}")
+        found = importlib.import_module(f"{room}.{neighbour}")
         if hasattr(found, name):
             return getattr(found, name)
     raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from amc.cost.cost import Cost
 from amc.errors import UserError
 from amc.evaluate.measure import AGREEMENT, ImageSet, logits, mean_score, per_image, score
 from amc.evaluate.outcome import Candidate, Measured, Measurers, Outcome, Rival
-from amc.evaluate.prepare import SEEN, Precision, confirmed, has_bf16_units, prepared
+from amc.evaluate.prepare import SEEN, Precision, Prepared, confirmed, has_bf16_units, prepared
 from amc.evaluate.racing import blocks, estimate, is_hopeless
 from amc.evaluate.rewards import Reward, Score
 from amc.spaces.base import CompressionSpace, Strategy
@@ -165,13 +165,15 @@ class Evaluator:
         cost = self.space.cost(strategy)
         with self.clock("apply"):
             smaller = self.space.apply(strategy)
-            model = self._prepared(smaller)
+            model = prepared(smaller, self.space.network, self._bf16)
         values = self._race(candidate, model, cost)
         reward = self._reward(cost, candidate.budget)(mean_score(values))
-        if len(values) == len(self.images.labels) and reward > self._best:
-            self._best = reward
+        best = len(values) == len(self.images.labels) and reward > self._best
+        if best or self._unconfirmed:  # the winner is one of these
+            self._unconfirmed = max(0, self._unconfirmed - 1)
+            self._best = reward if best else self._best
             trusted = self.space.network.trusted.steps
-            model = self._confirmed(smaller)  # the winner is one of these
+            model = self._confirmed(smaller)
             if self.space.network.trusted.steps != trusted:
                 values = self._race(candidate, model, cost)
         score, stopped = mean_score(values), None
@@ -225,14 +227,7 @@ class Evaluator:
             self._values[key] = self.measure(Candidate(best.strategy, budget)).values
         return Rival(best, self._values[key])
 
-    def _prepared(self, smaller: nn.Module) -> nn.Module:
-        """Ready to be measured; of the first candidates, compared with their own modules."""
-        if self._unconfirmed:
-            self._unconfirmed -= 1
-            return self._confirmed(smaller)
-        return prepared(smaller, self.space.network, self._bf16)
-
-    def _confirmed(self, smaller: nn.Module) -> nn.Module:
+    def _confirmed(self, smaller: nn.Module) -> Prepared:
         trusted = self.space.network.trusted
         before = trusted.steps
         model = confirmed(smaller, self.space.network, self.images[:SEEN].normalised, self._bf16)

@@ -22,7 +22,7 @@ from amc.network.layers import evaluating, example_input
 from amc.network.trace import Network
 from amc.surgery.cut import replace_module
 from amc.surgery.factor import last_part
-from amc.surgery.verify import outputs_differ
+from amc.surgery.verify import apart, outputs_differ
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -165,12 +165,12 @@ def check_alike(network: Network, images: Tensor, original: nn.Module | None) ->
     name, few = network.name, images[: max(1, len(images) // 4)]
     with evaluating(network.model):
         outputs, again, part = (network.model(x) for x in (images, images, few))
-    if _apart(again, outputs) > 1e-6:
+    if apart(again, outputs) > 1e-6:
         raise UserError(
             f"the network {name!r} gives other outputs for the same images when it is called again "
             "(dropout or noise in eval mode?): make it deterministic in eval mode"
         )
-    if _apart(part, outputs[: len(few)]) > 1e-3:
+    if apart(part, outputs[: len(few)]) > 1e-3:
         raise UserError(
             f"the outputs of the network {name!r} for an image depend on the other images of its "
             "batch (a BatchNorm without running statistics?): no accuracy could be stated"
@@ -181,13 +181,8 @@ def check_alike(network: Network, images: Tensor, original: nn.Module | None) ->
         return
     with evaluating(original):
         theirs = original(images)
-    if _apart(outputs, theirs) > TOLERANCE:
+    if apart(outputs, theirs) > TOLERANCE:
         raise UserError(
             f"a copy of the network {name!r} gives other outputs than the network itself: "
             "something outside of it (a closure, a global) has a say; define it in the class"
         )
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference, as a part of the largest value."""
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))

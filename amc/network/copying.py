@@ -13,8 +13,11 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from amc.errors import UserError, first_line
 
-_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module"}
-_WRAPPERS |= {"DistributedDataParallel": "module"}
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+}
 """Name of a class that only runs a network otherwise -> where the network is."""
 
 

@@ -13,10 +13,9 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from amc.network.layers import tensors_in
+from amc.network.layers import storage_key, tensors_in
 
 aten = torch.ops.aten
 Shape = tuple[int, ...]
@@ -105,9 +104,9 @@ _BLIND = ("_fft_", "_cdist_forward", "linalg_", "_trilinear", "grid_sampler")
 """Operations on activations that do much work which nothing counts."""
 
 
-def is_uncounted(func: Any, args: Any, weights: set[int], key: Callable[[Tensor], int]) -> bool:
+def is_uncounted(func: Any, args: Any, weights: set[int]) -> bool:
     """Whether an operation does work that nothing counts: one of a kind that PyTorch does not
-    know, or one that reads a matrix of weights and has no formula.
+    know, or one that reads a matrix of weights (by their storages) and has no formula.
     """
     name = func.overloadpacket.__name__
     if has_formula(func) or name.removesuffix("_") in _FREE or name in _FREE:
@@ -116,6 +115,6 @@ def is_uncounted(func: Any, args: Any, weights: set[int], key: Callable[[Tensor]
         return True
     if torch.Tag.pointwise in func.tags or func.is_view:
         return False
-    if name.startswith(_BLIND) and not name.startswith("linalg_vector"):
+    if name.startswith(_BLIND):
         return True
-    return any(key(tensor) in weights for tensor in tensors_in(args) if tensor.dim() > 1)
+    return any(storage_key(tensor) in weights for tensor in tensors_in(args) if tensor.dim() > 1)

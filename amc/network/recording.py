@@ -90,7 +90,7 @@ class Recorder(TorchDispatchMode):
         for tensor in tensors_in(result):
             self.add(tensor)
         self._stack[-1].macs += macs_of(func, args, kwargs, result)
-        if is_uncounted(func, (args, kwargs), self.weights, storage_key):
+        if is_uncounted(func, (args, kwargs), self.weights):
             where = self._stack[-1].name
             name = func.overloadpacket.__name__
             self._uncounted.setdefault(f"{name} in {where}" if where else name)
@@ -172,15 +172,13 @@ class Recorder(TorchDispatchMode):
         self, own: str, module: nn.Module, given: tuple[Any, Any], output: Any, macs: int
     ) -> LayerSpec:
         """A row for a call; of kind "other" where it is not what surgery takes it for."""
-        why, spec = self._why_not(module, given, output), None
+        why = self._why_not(module, given, output)
         if not why:
             spec = spec_of(own, module, given[0][0], output)
-            if spec.macs != macs:
-                why = "its forward computes something else than its type"
-            elif spec.params != own_numel(module):
-                why = "it holds parameters of another shape"
-        if not why and spec is not None:
-            return spec
+            if spec.macs == macs and spec.params == own_numel(module):
+                return spec
+            computes = "its forward computes something else than its type"
+            why = computes if spec.macs != macs else "it holds parameters of another shape"
         if macs:
             self.alone.setdefault(own.split("@", maxsplit=1)[0], why)
         parameters = module.parameters(recurse=False)
@@ -195,9 +193,9 @@ class Recorder(TorchDispatchMode):
         if kind is None:
             return f"a {type(module).__name__} is of no kind that can be decided"
         for parameter in module.parameters(recurse=False):
-            others = {name for name in self._owners[id(parameter)]}
-            if len(others) > 1:
-                names = ", ".join(repr(name) for name in sorted(others))
+            owners = sorted(set(self._owners[id(parameter)]))
+            if len(owners) > 1:
+                names = ", ".join(map(repr, owners))
                 return f"its weights are shared: {names} hold the same ones"
         return self._why_no_call(kind, module, given, output)
 
@@ -209,8 +207,8 @@ class Recorder(TorchDispatchMode):
             return "it is called with other arguments than one input"
         if not isinstance(output, Tensor):
             return "its output is not a tensor"
-        dim, least = kind.channel_dim, 4 if kind.name == "conv" else 2
-        if inputs[0].dim() < least or output.dim() != inputs[0].dim():
+        dim = kind.channel_dim
+        if inputs[0].dim() < kind.least_dims or output.dim() != inputs[0].dim():
             return f"its input has {inputs[0].dim()} dimensions"
         if (inputs[0].shape[dim], output.shape[dim]) != kind.widths(module):
             return "its channels are not where its type has them"

@@ -158,16 +158,14 @@ class RepairingSpace(CompressionSpace):
         assert self.fresh is not None
         with evaluating(model):
             outputs = model(self.fresh[:JUDGES])
-        if not isinstance(outputs, Tensor):
-            return 0.0
         varying = (self._wanted - self._wanted.mean(0)).norm().clamp_min(1e-30)
         return float((outputs - self._wanted).norm() / varying)
 
     @cached_property
     def _wanted(self) -> Tensor:
         """The original's outputs on fresh images."""
+        assert self.fresh is not None
         with evaluating(self.network.model):
-            assert self.fresh is not None
             outputs: Tensor = self.network.model(self.fresh[:JUDGES])
         return outputs
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from amc.cost.cost import ON_PAPER, cost_of
 from amc.network.layers import LayerTable
@@ -44,7 +43,9 @@ def settle(decisions: Sequence[Decision], why: Why) -> tuple[list[Decision], dic
     left, gone = list(decisions), dict[str, str]()
     for choose, counted in CHOICES:
 
-        def wrong(some: Sequence[Decision], choose: Choose = choose, count: bool = counted) -> Any:
+        def wrong(
+            some: Sequence[Decision], choose: Choose = choose, count: bool = counted
+        ) -> str | None:
             return why({decision.name: choose(decision) for decision in some}, count)
 
         while left and (reason := wrong(left)) is not None:

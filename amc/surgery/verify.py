@@ -66,7 +66,12 @@ def outputs_differ(smaller: nn.Module, reference: nn.Module, image: Tensor) -> f
     pairs = [(a, b) for a, b in zip(got, expected, strict=False) if isinstance(b, Tensor)]
     if got_shape != expected_shape or any(a.shape != b.shape for a, b in pairs):
         return float("inf")
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
+    return max(apart(a, b) for a, b in pairs)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, as a part of the largest value of ``b``."""
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
 def cut_is_mask(network: Network, smaller: nn.Module, cuts: Cuts) -> bool:

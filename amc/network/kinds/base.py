@@ -18,6 +18,7 @@ class Kind(ABC):
 
     name: ClassVar[str]  # in the layer table
     channel_dim: ClassVar[int] = 1  # of its input and its output
+    least_dims: ClassVar[int] = 2  # of its input, the batch included
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
@@ -56,8 +57,8 @@ class Kind(ABC):
         return {}
 
     def output_shape(self, module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the output for an input of that shape, without computing it."""
-        return tuple(type(module).forward(module, torch.empty(input_shape, device="meta")).shape)
+        """Of one that mixes: the shape of the output for an input of that shape."""
+        raise NotImplementedError
 
 
 def kept(width: int, removed: list[int]) -> Tensor:
@@ -65,6 +66,14 @@ def kept(width: int, removed: list[int]) -> Tensor:
     stay = torch.ones(width, dtype=torch.bool)
     stay[removed] = False
     return stay.nonzero().flatten()
+
+
+def keep_inputs(module: nn.Module, columns: Tensor) -> None:
+    """Keep the given input channels of a module's weight (out, in, ...), in place."""
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    chosen = weight.detach()[:, columns].contiguous()
+    module.weight = nn.Parameter(chosen, requires_grad=weight.requires_grad)
 
 
 def slice_own(module: nn.Module, rows: Tensor, width: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from amc.network.kinds.base import Kind, has_own_weight, kept, own_numel, slice_own
+from amc.network.kinds.base import Kind, has_own_weight, keep_inputs, kept, own_numel, slice_own
 
 
 class Convolution(Kind):
@@ -15,6 +15,7 @@ class Convolution(Kind):
     """
 
     name = "conv"
+    least_dims = 4
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, nn.Conv2d) and has_own_weight(module)
@@ -57,8 +58,7 @@ class Convolution(Kind):
                 raise ValueError("it is grouped and loses whole groups only")
             module.groups -= len(lost)
         elif gone_in:
-            chosen = module.weight.detach()[:, columns].contiguous()
-            module.weight = nn.Parameter(chosen, requires_grad=module.weight.requires_grad)
+            keep_inputs(module, columns)
         slice_own(module, rows, module.out_channels)
         module.out_channels, module.in_channels = len(rows), len(columns)
 

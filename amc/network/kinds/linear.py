@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from amc.network.kinds.base import Kind, has_own_weight, kept, own_numel, slice_own
+from amc.network.kinds.base import Kind, has_own_weight, keep_inputs, kept, own_numel, slice_own
 
 
 class Linear(Kind):
@@ -34,8 +34,7 @@ class Linear(Kind):
         assert isinstance(module, nn.Linear)
         rows, columns = kept(module.out_features, gone_out), kept(module.in_features, gone_in)
         if gone_in:
-            chosen = module.weight.detach()[:, columns].contiguous()
-            module.weight = nn.Parameter(chosen, requires_grad=module.weight.requires_grad)
+            keep_inputs(module, columns)
         slice_own(module, rows, module.out_features)
         module.out_features, module.in_features = len(rows), len(columns)
 
