@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.resources
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -22,6 +21,7 @@ from amc.errors import UserError, unknown
 from amc.evaluate.prepare import Precision
 from amc.evaluate.rewards import COSTLESS
 from amc.options import Options
+from amc.overrides import apply_override, read_yaml
 from amc.registry import lookup
 from amc.training.settings import FinetuneConfig, TrainConfig
 
@@ -178,7 +178,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> tuple[str, Config
         )
     else:
         raise unknown("preset", source, presets())
-    return name, parse_config(_yaml(text, source), overrides)
+    return name, parse_config(read_yaml(text, source), overrides)
 
 
 def config_of(source: str, overrides: Sequence[str] = ()) -> Config:
@@ -205,7 +205,7 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError("a config must be a mapping of keys to values")
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     config = _validated(Config, values, "")
     options = {"space": _options("space", config.space), "agent": _options("agent", config.agent)}
     config = config.model_copy(update=options)
@@ -249,7 +249,7 @@ def finetune_config(config: Config, overrides: Sequence[str] = ()) -> FinetuneCo
     """
     values = config.finetune.model_dump()
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return _validated(FinetuneConfig, values, "")
 
 
@@ -287,48 +287,6 @@ def _siblings(model: type[BaseModel], path: Sequence[str], prefix: str) -> list[
         model = next(a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel))
     start = prefix + "".join(f"{part}." for part in path)
     return [start + name for name in model.model_fields]
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise UserError(f"{override!r} is not of the form key=value")
-    if key in ("space", "agent") and isinstance(_yaml(text, override), str):
-        key += ".name"
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(values.setdefault(parent, {}), dict):
-            values[parent] = {}
-        values = values[parent]
-    before, values[last] = values.get(last), _yaml(_quoted(text), override)
-    if key in ("space.name", "agent.name") and before not in (None, values[last]):
-        _forget_options(values, parents[0])
-    if key in ("ratio", "limit") or (parents == ["budget"] and last in ("ratio", "limit")):
-        values.pop("limit" if last == "ratio" else "ratio", None)
-
-
-def _forget_options(values: dict[str, Any], kind: Any) -> None:
-    """Another plug-in is named now: only what does not depend on it stays, the number of episodes
-    and the layers to keep, where it knows them.
-    """
-    known = lookup(kind, str(values["name"])).Options.model_fields
-    for option in set(values) - {"name"}:
-        if option not in ("episodes", "keep") or option not in known:
-            del values[option]
-
-
-def _quoted(text: str) -> str:
-    """An override's value, in which a leading ``*`` or ``?`` begins a shell pattern: no part of
-    YAML that a single value could use.
-    """
-    return re.sub(r"(^|[\[,])(\s*)([*?][^,\]\s]*)", r"\1\2'\3'", text)
-
-
-def _yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source!r} is not valid YAML: {str(error).splitlines()[0]}") from error
 
 
 def to_yaml(config: BaseModel) -> str:

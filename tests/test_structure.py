@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     ["amc", "amc.moved", "amc.errors", "amc.progress", "amc.options"],
     ["amc.registry", "amc.files"],
+    ["amc.overrides"],
     ["amc.network"],
     ["amc.data", "amc.cost"],
     ["amc.surgery"],
