@@ -92,15 +92,18 @@ def _use(description: Mapping[str, Any], metrics: Mapping[str, Any], files: Sequ
     for name, use, key in (
         (
             "model.safetensors",
-            f'`amc.load("this folder"{given})` gives an ordinary `nn.Module`',
+            f'`amc.load("this folder"{given})` gives an ordinary `nn.Module` in '
+            f"{description['dtype']}",
             None,
         ),
-        ("model.onnx", "ONNX, dynamic batch", "onnx"),
-        ("model.pt2", "`torch.export.load(...).module()`, dynamic batch", "pt2"),
+        ("model.onnx", "ONNX", "onnx"),
+        ("model.pt2", "`torch.export.load(...).module()`", "pt2"),
     ):
         if name in files:
             note = f"- `{name}`: {use}"
             if key is not None and metrics[f"{key}_top1_agreement"] is not None:
+                one = metrics[f"{key}_batch"] is not None
+                note += ", one image at a time" if one else ", dynamic batch"
                 agreement = metrics[f"{key}_top1_agreement"], metrics[f"{key}_max_abs_diff"]
                 note += "; " + checked.format(*agreement)
             lines.append(note)
@@ -114,7 +117,8 @@ def _made(description: Mapping[str, Any], run: Run, settings: FinetuneConfig | N
     program, *arguments = made["command"]
     name = Path(program).name
     command = shlex.join(["amc" if name == "__main__.py" else name, *arguments])
-    weights = description["weights"] or config.weights or "trained in the run"
+    origin = "trained in the run" if config.model else "given from Python"
+    weights = description["weights"] or config.weights or origin
     lines = [
         f"- searched by `{config.agent['name']}` in the action space `{config.space['name']}`, "
         f"seed {config.seed}, run `{run.path.name}`: `{command}`",

@@ -207,6 +207,8 @@ def test_a_network_that_computes_with_the_number_of_images_takes_one_at_a_time(
     assert not metrics["failed_formats"] and metrics["onnx_batch"] == metrics["pt2_batch"] == 1
     assert metrics["onnx_top1_agreement"] == 1.0
     assert sum("takes one image at a time" in line for line in said(caplog)) == 2
+    card = (found.run.path / "export" / "README.md").read_text()
+    assert card.count(", one image at a time; agrees") == 2 and "dynamic batch" not in card
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
