@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/amc export "$$(ls -td runs/demo/*/s* | head -n 1)"
 
 test: $(VENV)/installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -10,14 +10,6 @@ import pytest
 
 from amc.data.datasets import Dataset
 
-LONGEST = ("test_sweep", "test_search", "test_agents", "test_laws", "test_finetune", "test_groups")
-"""Files that take longest: they begin first, so that no process is left with one at the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
