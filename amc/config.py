@@ -10,19 +10,21 @@ import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from amc.cost.budget import Budget
 from amc.cost.cost import METRICS, Cost, Metric
-from amc.errors import UserError, unknown
+from amc.errors import UserError, short, shown, unknown
 from amc.evaluate.prepare import Precision
 from amc.evaluate.rewards import COSTLESS
 from amc.options import Options
-from amc.overrides import apply_override, read_yaml
-from amc.registry import lookup
+from amc.overrides import apply_override
+from amc.plugins import allow
+from amc.reading import parse_yaml, read_text
+from amc.registry import KNOWN, Kind, lookup
 from amc.training.settings import FinetuneConfig, TrainConfig
 
 T = TypeVar("T", bound=BaseModel)
@@ -154,18 +156,26 @@ def presets() -> list[str]:
     )
 
 
-def load_config(source: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
+def load_config(
+    source: str, overrides: Sequence[str] = (), trust: bool = False
+) -> tuple[str, Config]:
     """The name and the configuration of a preset or a YAML file, with overrides ``a.b=value``
     applied.
 
+    Args:
+        source: a preset's name, or a file.
+        overrides: what the user says on the command line.
+        trust: import the code that the file names (`amc.plugins`).
+
     Raises:
-        UserError: the preset, a key or a value is wrong.
+        UserError: the preset, a key or a value is wrong, or the file names code that the user has
+            not named.
     """
     if source.endswith((".yaml", ".yml")):
         path = Path(source)
         if not path.is_file():
             raise UserError(f"the config file {source!r} does not exist")
-        name, text = path.stem, path.read_text(encoding="utf-8")
+        name, text = path.stem, read_text(path)
         name = (
             path.parent.parent.name if path.stem == "config" and path.parent.parent.name else name
         )
@@ -178,44 +188,65 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> tuple[str, Config
         )
     else:
         raise unknown("preset", source, presets())
-    return name, parse_config(read_yaml(text, source), overrides)
+    values = parse_yaml(text, source)
+    if trust:
+        allow(values)
+    return name, _parsed(values, overrides)
 
 
-def config_of(source: str, overrides: Sequence[str] = ()) -> Config:
+def config_of(source: str, overrides: Sequence[str] = (), trust: bool = False) -> Config:
     """The configuration of a run directory, a preset, a YAML file, or a bare model's name (the
     channel space in steps of 8, the blocks that runtimes compute in).
 
     Raises:
-        UserError: it is none of these, or a value is wrong.
+        UserError: it is none of these, a value is wrong, or a file names code that the user has
+            not named.
     """
     if (Path(source) / "config.yaml").is_file():
-        return load_config(str(Path(source) / "config.yaml"), overrides)[1]
+        return load_config(str(Path(source) / "config.yaml"), overrides, trust)[1]
     if source in presets() or source.endswith((".yaml", ".yml")):
-        return load_config(source, overrides)[1]
+        return load_config(source, overrides, trust)[1]
     space = {"name": "channel", "round_to": 8}
     return parse_config({"model": source, "space": space, "budget": {"ratio": 1.0}}, overrides)
 
 
 def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
-    """Validate a mapping, with overrides applied; options of the space and the agent are filled in.
+    """Validate a mapping that the user gives, with overrides applied; options of the space and the
+    agent are filled in.
 
     Raises:
         UserError: naming the key, its value and what is expected.
     """
+    allow(values)
+    return _parsed(values, overrides)
+
+
+def stored_config(path: Path) -> Config:
+    """The configuration of a run, which was complete when it was written. Nothing that it names is
+    imported; options of plug-ins are taken as they stand.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return _parsed(parse_yaml(read_text(path), path), stored=True)
+
+
+def _parsed(values: Any, overrides: Sequence[str] = (), stored: bool = False) -> Config:
     if not isinstance(values, dict):
         raise UserError("a config must be a mapping of keys to values")
     for override in overrides:
         apply_override(values, override)
     config = _validated(Config, values, "")
-    options = {"space": _options("space", config.space), "agent": _options("agent", config.agent)}
+    options = {kind: _options(kind, getattr(config, kind), stored) for kind in ("space", "agent")}
     config = config.model_copy(update=options)
     if config.device is None and config.budget.metric == "latency_ms":
         raise UserError(
             "budget.metric latency_ms needs a device: a profile's name (`amc ls` lists them), or a "
             "file that `amc profile` wrote"
         )
-    _check_budget(config)
-    lookup("reward", config.reward)
+    _check_budget(config, stored)
+    if not stored:
+        lookup("reward", config.reward)
     if config.budget.fill is None:
         fill = config.reward in COSTLESS
         budget = config.budget.model_copy(update={"fill": fill})
@@ -223,7 +254,7 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def _check_budget(config: Config) -> None:
+def _check_budget(config: Config, stored: bool) -> None:
     ratio = config.budget.ratio
     if (ratio is None) == (config.budget.limit is None):
         raise UserError("budget needs either ratio or limit")
@@ -234,7 +265,9 @@ def _check_budget(config: Config) -> None:
     if isinstance(ratio, tuple) and ratio[0] >= ratio[1]:
         raise UserError(f"budget.ratio is {list(ratio)}: a range must ascend")
     agent = str(config.agent["name"])
-    if len(ratios) == 2 and not getattr(lookup("agent", agent), "conditioned", False):
+    if len(ratios) < 2 or (stored and agent not in KNOWN["agent"]):
+        return
+    if not getattr(lookup("agent", agent), "conditioned", False):
         raise UserError(
             f"agent {agent!r} searches one budget: budget.ratio {list(ratios)} needs one that can "
             "have another in every episode, as td3, ddpg, sac and random"
@@ -253,13 +286,18 @@ def finetune_config(config: Config, overrides: Sequence[str] = ()) -> FinetuneCo
     return _validated(FinetuneConfig, values, "")
 
 
-def _options(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def _options(kind: str, values: Mapping[str, Any], stored: bool) -> dict[str, Any]:
     """The named plug-in's options with their defaults filled in."""
     default = Config.model_fields[kind].get_default(call_default_factory=True)
     values = {**default, **values}
-    found = lookup(kind, str(values["name"]))
+    name, of = values["name"], cast("Kind", kind)
+    if not isinstance(name, str):
+        raise UserError(f"{kind}.name is {shown(name)}: a name is expected")
+    if stored and name not in KNOWN[of] and ":" in name:
+        return values
+    found = lookup(of, name)
     rest = {key: value for key, value in values.items() if key != "name"}
-    return {"name": values["name"], **_validated(found.Options, rest, f"{kind}.").model_dump()}
+    return {"name": name, **_validated(found.Options, rest, f"{kind}.").model_dump()}
 
 
 def _validated(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
@@ -267,7 +305,7 @@ def _validated(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
+        path = [short(str(part)) for part in first["loc"]]
         where = prefix + ".".join(path)
         if first["type"] == "extra_forbidden":
             raise unknown("key", where, _siblings(model, path[:-1], prefix)) from None
@@ -276,7 +314,7 @@ def _validated(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
         if not path:  # what is wrong is several keys together
             reason = first["msg"].removeprefix("Value error, ")
             raise UserError(f"{prefix.rstrip('.') or 'the config'}: {reason}") from None
-        raise UserError(f"{where} is {first['input']!r}: {first['msg'].lower()}") from None
+        raise UserError(f"{where} is {shown(first['input'])}: {first['msg'].lower()}") from None
 
 
 def _siblings(model: type[BaseModel], path: Sequence[str], prefix: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -47,6 +48,25 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_same(path: Path, checksum: str | None) -> None:
+    """Refuse a file that is not what was written; None: nobody knows.
+
+    Raises:
+        UserError: its checksum is another.
+    """
+    if checksum is not None and path.is_file() and sha256(path) != checksum:
+        raise UserError(
+            f"{str(path)!r} is not what was written there: its checksum (sha256) is another, so "
+            "bits of it were flipped, or it was put there later"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:

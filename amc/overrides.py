@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import yaml
-
 from amc.errors import UserError
+from amc.plugins import allow
+from amc.reading import parse_yaml
 from amc.registry import lookup
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Put ``a.b=value`` into a mapping, in place.
+    """Put ``a.b=value``, which the user says, into a mapping, in place.
 
     Raises:
         UserError: it is not of that form, or the value is not YAML.
@@ -20,14 +20,15 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise UserError(f"{override!r} is not of the form key=value")
-    if key in ("space", "agent") and isinstance(read_yaml(text, override), str):
+    if key in ("space", "agent") and isinstance(parse_yaml(text, override), str):
         key += ".name"
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(values.setdefault(parent, {}), dict):
             values[parent] = {}
         values = values[parent]
-    before, values[last] = values.get(last), read_yaml(_quoted(text), override)
+    before, values[last] = values.get(last), parse_yaml(_quoted(text), override)
+    allow(values[last])
     if key in ("space.name", "agent.name") and before not in (None, values[last]):
         _forget_options(values, parents[0])
     if key in ("ratio", "limit") or (parents == ["budget"] and last in ("ratio", "limit")):
@@ -49,15 +50,3 @@ def _quoted(text: str) -> str:
     YAML that a single value could use.
     """
     return re.sub(r"(^|[\[,])(\s*)([*?][^,\]\s]*)", r"\1\2'\3'", text)
-
-
-def read_yaml(text: str, source: str) -> Any:
-    """What YAML says.
-
-    Raises:
-        UserError: it is not valid; ``source`` is named.
-    """
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source!r} is not valid YAML: {str(error).splitlines()[0]}") from error

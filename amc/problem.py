@@ -24,11 +24,11 @@ from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.measure import ImageSet, logits
 from amc.evaluate.prepare import SEEN, check_alike, prepared, trust
 from amc.network.layers import evaluating, example_input
-from amc.network.models import BUILTIN, build_model, load_weights
+from amc.network.models import BUILTIN, build_model, check_size, load_weights
 from amc.network.trace import Network
 from amc.progress import Report, silent
 from amc.registry import lookup
-from amc.spaces.base import CompressionSpace
+from amc.spaces.base import CompressionSpace, Strategy
 from amc.spaces.bounding import Bounds
 from amc.training.trainer import train
 
@@ -109,6 +109,18 @@ class Problem:
         chosen: Any = precision or self.config.evaluate.precision
         racing = self.config.evaluate.racing
         return Evaluator(self.space, images, self.budget, reward, chosen, racing)
+
+    def applied(self, strategy: Strategy, source: Path) -> nn.Module:
+        """The smaller network of a strategy that a file names.
+
+        Raises:
+            UserError: it is not one of this space; ``source`` is named.
+        """
+        try:
+            self.space.complete(strategy)
+        except ValueError as error:
+            raise UserError(f"{str(source)!r} is damaged: its strategy: {error}") from error
+        return self.space.apply(strategy)
 
     def accuracy(self, model: nn.Module, test: bool = False) -> float:
         """Of a network made from this one, on the held-out or on all test images, in fp32."""
@@ -200,8 +212,11 @@ def _base_network(
     untrained = False
     if model is None:
         pretrained = config.weights == "DEFAULT"
-        model = _build(config, dataset.classes, dataset.input_shape[0], pretrained)
         base = base or weights_file(config)
+        if base is not None:
+            channels = dataset.input_shape[0]
+            check_size(_named(config.model, "model"), dataset.classes, channels, base)
+        model = _build(config, dataset.classes, dataset.input_shape[0], pretrained)
         untrained = base is None and config.weights is None and _needs_training(config)
     if base is not None:
         load_weights(model, base)

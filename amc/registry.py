@@ -1,17 +1,16 @@
 """What can be named in a config: name -> "module:attribute", imported when it is asked for.
 
-A name that is not listed but has a colon is taken as a user's own ``module:attribute``; nothing has
-to be registered.
+A name that is not listed but has a colon is taken as a user's own ``module:attribute``
+(`amc.plugins`); nothing has to be registered.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-from pathlib import Path
 from typing import Any, Literal
 
-from amc.errors import UserError, unknown
+from amc.errors import unknown
+from amc.plugins import imported
 
 Kind = Literal["space", "criterion", "reward", "agent", "runtime"]
 
@@ -66,35 +65,11 @@ def lookup(kind: Kind, name: str) -> Any:
     """The object behind a name.
 
     Raises:
-        UserError: it does not exist.
+        UserError: it does not exist, or is code that the user has not named (`amc.plugins`).
     """
     if name in KNOWN[kind]:
-        return import_object(KNOWN[kind][name], kind)
+        module, _, attribute = KNOWN[kind][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
     if ":" not in name:
         raise unknown(kind, name, KNOWN[kind])
-    return import_object(name, kind)
-
-
-def import_object(path: str, kind: str) -> Any:
-    """``module:attribute``, looked for in the current folder too.
-
-    Raises:
-        UserError: there is no such module or attribute.
-    """
-    module_name, _, attribute = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
-            raise
-        raise UserError(
-            f"unknown {kind} {path!r}: there is no module {module_name!r} here or installed"
-        ) from error
-    try:
-        return getattr(module, attribute)
-    except AttributeError as error:
-        public = [name for name in vars(module) if not name.startswith("_")]
-        raise unknown(f"{kind} in {module_name}", attribute, public) from error
+    return imported(name, kind)

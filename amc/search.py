@@ -10,7 +10,8 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +27,13 @@ from amc.config import Config, load_config, parse_config
 from amc.data.datasets import Dataset
 from amc.device.profile import DeviceProfile
 from amc.envs import ENV_ID
-from amc.errors import UserError
+from amc.errors import UserError, first_line, out_of_memory, short
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.measure import ImageSet
 from amc.evaluate.outcome import Outcome
 from amc.files import write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
+from amc.plugins import allow
 from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
@@ -66,6 +68,7 @@ def search(
     jobs: int = 1,
     ray: str | None = None,
     report: Report = silent,
+    trust: bool = False,
 ) -> SearchResult:
     """Search for the best strategy within the budget.
 
@@ -79,18 +82,22 @@ def search(
             they divide torch's threads between them. The journal does not depend on it.
         ray: a Ray cluster's address (local: one on this machine) to measure on; none: processes.
         report: of progress.
+        trust: where ``config`` is a file, import the code that it names (`amc.plugins`).
 
     Raises:
         UserError: before the search, where something cannot work.
     """
     if isinstance(config, str):
-        preset, config = load_config(config)
+        preset, config = load_config(config, trust=trust)
         name = name or preset
-    elif not isinstance(config, Config):
+    elif isinstance(config, Config):
+        allow(config.model_dump())  # the user's, or read with their trust
+    else:
         config = parse_config(copy.deepcopy(dict(config)))
     name = name or (config.model or type(model).__name__).replace(":", "_")
     started = time.strftime("%Y%m%d-%H%M%S")
     problem = Problem.build(config, model, dataset, report)
+    evaluator = problem.evaluator()
     provenance = _provenance(problem)
     path = claim(Path(out) / name / f"s{config.seed}-{started}")
     run = Run.create(path, config, provenance)
@@ -99,7 +106,7 @@ def search(
         write_bytes(path / names.DEVICE, problem.device.to_yaml().encode())
     if model is not None or weights_file(config) is None:
         write_bytes(path / names.BASE, save(plain(problem.network.model)))
-    return _continue(run, problem, jobs, ray, report)
+    return _continue(run, problem, evaluator, jobs, ray, report)
 
 
 def resume(
@@ -110,12 +117,22 @@ def resume(
     jobs: int = 1,
     ray: str | None = None,
     report: Report = silent,
+    trust: bool = False,
 ) -> SearchResult:
     """Go on with a run. Its journal will be what it would have been without the stop.
 
+    Args:
+        path: its directory.
+        model: the network, where it was given from Python.
+        dataset: likewise.
+        jobs: as in `search`.
+        ray: as in `search`.
+        report: of progress.
+        trust: import the code of a run that you have not begun yourself (`amc.plugins`).
+
     Raises:
-        UserError: the folder is not a run, its config was changed, its journal is damaged, or an
-            earlier version began it.
+        UserError: the folder is not a run, its config was changed, its journal is damaged, it names
+            code that the user has not named, or an earlier version began it.
     """
     if Run.open(Path(path)).provenance["schema"] != SCHEMA:  # before the problem is built
         raise UserError(
@@ -123,8 +140,12 @@ def resume(
             "with: evaluate or export it as it is, or start again with "
             f"`amc search {path}/config.yaml`"
         )
-    run, problem = open_problem(path, model, dataset, report)
-    return _continue(run, problem, jobs, ray, report)
+    run, problem = open_problem(path, model, dataset, report, trust=trust)
+    steps = run.provenance["prepared_steps"]
+    if steps is not None:
+        problem.network.trusted.steps = steps
+    evaluator = problem.evaluator(run.provenance["precision"])
+    return _continue(run, problem, evaluator, jobs, ray, report)
 
 
 def open_problem(
@@ -133,9 +154,11 @@ def open_problem(
     dataset: Dataset | None = None,
     report: Report = silent,
     weights: str | None = None,
+    trust: bool = False,
 ) -> tuple[Run, Problem]:
     """A run and what it works on, as it was when the run started; with other ``weights`` of the
-    same network, if they are named. Of a search's result, model and dataset are known.
+    same network, if they are named. Of a search's result, model and dataset are known. With
+    ``trust`` the code that the run names is imported (`amc.plugins`).
     """
     if isinstance(run, SearchResult):
         if weights is None:
@@ -146,6 +169,8 @@ def open_problem(
         path = run.run.path
     else:
         path = Path(run)
+    if trust:
+        allow(Run.open(path).config.model_dump())
     return _reopened(path, model, dataset, report, weights)
 
 
@@ -178,14 +203,12 @@ def _reopened(
 
 
 def _continue(
-    run: Run, problem: Problem, jobs: int, ray: str | None, report: Report
+    run: Run, problem: Problem, evaluator: Evaluator, jobs: int, ray: str | None, report: Report
 ) -> SearchResult:
     """The episodes that are left, the journal, the checkpoints, and what is derived from them."""
-    for doubt in run.provenance.get("device_doubts", []):
+    for doubt in run.provenance["device_doubts"]:
         logging.getLogger("amc").warning("warning: the device profile: %s", doubt)
     trusted = problem.network.trusted
-    trusted.steps = run.provenance.get("prepared_steps", trusted.steps)
-    evaluator = problem.evaluator(run.provenance.get("precision"))
     evaluator.fell_back = lambda: run.update_provenance(
         prepared=trusted.note, prepared_steps=trusted.steps
     )
@@ -194,15 +217,9 @@ def _continue(
         precision=evaluator.precision, precision_note=evaluator.precision_note, warning=warning
     )
     run.cut_torn_line()
-    lines = run.lines()
-    for line in lines:
+    for line in run.lines():
         evaluator.remember(Outcome.from_line(line))
-    recorder = Recorder(run, lines, evaluator)
-    agent = _agent(problem, recorder)
-    state = run.load_checkpoint()
-    if state is not None and 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
-        agent.load_state(state)
-        recorder.number = 1 + agent.episodes_done
+    agent, recorder = _taken_up(run, problem, evaluator)
 
     def after_episode() -> None:
         run.save_checkpoint(agent.state())
@@ -211,13 +228,57 @@ def _continue(
         report(what, agent.episodes_done, agent.episodes)
 
     with _measurers(evaluator, problem.config, jobs, ray), evaluator.clock("agent"):
-        agent.run(after_episode)
+        _run(agent, run, after_episode)
     best = run.write_best(evaluator.baseline, evaluator.original)
     if problem.config.budget.is_range:
         plot_range(pareto([run.path], problem.budget.metric), run.path / names.PICTURE)
     else:
         plot_search(run.lines(), best, run.path / names.PICTURE)
     return SearchResult(run, problem, best)
+
+
+def _taken_up(run: Run, problem: Problem, evaluator: Evaluator) -> tuple[Agent, Recorder]:
+    """The agent as the last checkpoint has it, where that is not ahead of the journal; else as it
+    was at first, to walk again what the journal knows.
+    """
+    lines = run.lines()
+    recorder = Recorder(run, lines, evaluator)
+    agent = _agent(problem, recorder)
+    state = run.load_checkpoint()
+    if state is None:
+        return agent, recorder
+    try:
+        if 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
+            agent.load_state(state)
+            recorder.number = 1 + agent.episodes_done
+    except Exception as error:  # it is not what an agent has written
+        what = f"{type(error).__name__}: {short(first_line(error))}"
+        logging.getLogger("amc").warning("the checkpoint is damaged (%s): it is not used", what)
+        recorder = Recorder(run, lines, evaluator)
+        agent = _agent(problem, recorder)
+    return agent, recorder
+
+
+def _run(agent: Agent, run: Run, after_episode: Callable[[], None]) -> None:
+    """Let an agent walk.
+
+    Raises:
+        UserError: it is a plug-in and raises something; the traceback is in a file.
+    """
+    name = run.config.agent["name"]
+    try:
+        agent.run(after_episode)
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if ":" not in name or out_of_memory(error):
+            raise
+        path = run.path / names.ERRORS / "agent.txt"
+        write_bytes(path, traceback.format_exc().encode())
+        raise UserError(
+            f"the agent {name!r} raised {type(error).__name__}: {short(first_line(error))} "
+            f"(traceback: {str(path)!r}); the run is whole, and `amc resume` goes on with it"
+        ) from error
 
 
 def _agent(problem: Problem, recorder: Recorder) -> Agent:

@@ -103,7 +103,7 @@ def values_of(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def plan(preset: str, overrides: Sequence[str]) -> tuple[str, list[Planned]]:
+def plan(preset: str, overrides: Sequence[str], trust: bool = False) -> tuple[str, list[Planned]]:
     """The name of a sweep, and its runs: all combinations, in the order of the values.
 
     Raises:
@@ -120,7 +120,7 @@ def plan(preset: str, overrides: Sequence[str]) -> tuple[str, list[Planned]]:
     base = preset
     for combination in itertools.product(*(values for _, values in pairs)):
         chosen = list(zip((key for key, _ in pairs), combination, strict=True))
-        base, config = load_config(preset, [f"{key}={value}" for key, value in chosen])
+        base, config = load_config(preset, [f"{key}={value}" for key, value in chosen], trust)
         parts = [f"{key.split('.')[-1]}={value}" for key, value in chosen if key in varied]
         name = re.sub(r"[^\w.=+-]+", "_", ",".join(parts).replace(",", "+")) or base
         if any((other.name, other.config.seed) == (name, config.seed) for other in planned):
@@ -137,6 +137,7 @@ def sweep(
     jobs: int | None = None,
     workers: Callable[[int, int], Workers] = LocalWorkers,
     show: Callable[[Sweep], None] = lambda sweep: None,
+    trust: bool = False,
 ) -> Sweep:
     """Run all combinations of ``key=value,value,...`` of a preset.
 
@@ -148,11 +149,12 @@ def sweep(
             divided between them.
         workers: makes what runs them, from jobs and threads.
         show: called often, with what has become of them.
+        trust: import the code that a YAML file names (`amc.plugins`).
 
     Raises:
         UserError: a configuration is wrong. A run that fails does not stop the others.
     """
-    name, planned = plan(preset, overrides)
+    name, planned = plan(preset, overrides, trust)
     cores = os.cpu_count() or 1
     jobs = jobs or min(cores, len(planned))
     found = Sweep(Path(out) / f"sweep_{name}", planned, max(1, cores // jobs))
@@ -227,7 +229,8 @@ def work(task: Task, threads: int, report: Callable[[str, int, int], None]) -> N
     from amc.search import resume, search  # not where a sweep is only watched
 
     torch.set_num_threads(threads)
+    config = parse_config(task.config)  # whose code the sweep was told to import
     if task.path is not None:
         resume(task.path, report=report)
     else:
-        search(parse_config(task.config), out=task.folder, name=task.name, report=report)
+        search(config, out=task.folder, name=task.name, report=report)

@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     ["amc", "amc.moved", "amc.errors", "amc.progress", "amc.options"],
-    ["amc.registry", "amc.files"],
+    ["amc.files", "amc.reading"],
+    ["amc.plugins"],
+    ["amc.registry"],
     ["amc.overrides"],
     ["amc.network"],
     ["amc.data", "amc.cost"],

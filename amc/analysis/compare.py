@@ -7,7 +7,6 @@ measuring. What is left to differ is the agent and the seed.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from amc.errors import UserError, unknown
+from amc.errors import UserError, shown, unknown
 from amc.evaluate.outcome import Outcome
 from amc.runs import names
 from amc.runs.directory import Run
@@ -46,12 +45,12 @@ class Curve:
         """The best is the one with the highest reward among those measured on all images.
 
         Raises:
-            UserError: the run has no episode yet.
+            UserError: the run has no episode yet that could be measured.
         """
         lines = run.lines()
-        if not lines:
-            raise UserError(f"{str(run.path)!r} has no episode yet")
-        best, leader = [], -np.inf
+        if not any(Outcome.from_line(line).can_be_best for line in lines):
+            raise UserError(f"{str(run.path)!r} has no episode yet that could be measured")
+        best, leader, value = [], -np.inf, np.nan
         for line in lines:
             if Outcome.from_line(line).can_be_best and line["reward"] > leader:
                 leader, value = line["reward"], float(line[measure])
@@ -171,8 +170,8 @@ def must_agree(runs: Sequence[Run], facts: Sequence[Mapping[str, Any]], why: str
         for key, value in own.items():
             if value != facts[0][key]:
                 raise UserError(
-                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({value!r} and "
-                    f"{facts[0][key]!r}): {why}"
+                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({shown(value)} "
+                    f"and {shown(facts[0][key])}): {why}"
                 )
 
 
@@ -242,9 +241,7 @@ def _problem(run: Run) -> dict[str, Any]:
     for key in ("agent", "seed", "data_dir", "weights_dir", "finetune"):
         del config[key]
     del config["budget"]["fill"]
-    with (run.path / names.LAYERS).open(encoding="utf-8", newline="") as file:
-        layers = [(row["name"], row["macs"], row["params"]) for row in csv.DictReader(file)]
-    costly = [layer for layer in layers if layer[1] != "0"]
+    costly = [(row.name, row.macs, row.params) for row in run.layers() if row.macs]
     return {**config, names.LAYERS: costly}  # a network that was given from Python has no name
 
 

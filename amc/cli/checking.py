@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
+from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, out, print_result
 from amc.errors import UserError
 from amc.progress import ConsoleReport
 from amc.views import tables
@@ -33,6 +33,7 @@ def profile(
     times: Annotated[
         Path | None, typer.Option("--import-csv", help="their times, measured elsewhere")
     ] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Print a network's layers, costs and latency; with --device, measure a device profile.
@@ -44,6 +45,7 @@ def profile(
     from amc.device.runtimes import make_runtime
     from amc.device.survey import measure_profile, profile_path, time_of
     from amc.files import write_bytes
+    from amc.plugins import allow
     from amc.problem import untrained_space
 
     if times is not None:
@@ -51,8 +53,9 @@ def profile(
         found = import_csv(times, path.stem, runtime, threads)
         write_bytes(path, found.to_yaml().encode())
         return _print_profile(found, path, as_json)
+    allow(runtime)
     report = ConsoleReport(err).listen()
-    space = untrained_space(config_of(source, overrides or []), _shape(shape), report)
+    space = untrained_space(config_of(source, overrides or [], trust), _shape(shape), report)
     if emit is not None:
         count = emit_bench(space, emit, batch, report=report)
         return out.print(f"{count} ONNX files; what to do with them: {emit / 'README.md'}")
@@ -75,9 +78,11 @@ def profile(
 @app.command()
 def check(space: Annotated[str, typer.Argument(help="a space by name, or module:Class")]) -> None:
     """Check that an action space keeps the laws, on small networks of several kinds."""
+    from amc.plugins import allow
     from amc.registry import lookup
     from amc.testing import check_space
 
+    allow(space)
     try:
         done = check_space(lookup("space", space))
     except AssertionError as error:

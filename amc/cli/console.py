@@ -23,6 +23,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="overrides, as budget.ratio=0.3"),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="import the code (module:attribute) that a file, a run or an export names which you "
+        "have not made yourself",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 
 

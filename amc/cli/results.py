@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
+from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, out, print_result
 from amc.progress import ConsoleReport
 from amc.views import tables
 
@@ -21,12 +21,13 @@ Episode = Annotated[
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN|EXPORT|FINETUNE")],
     test: Annotated[bool, typer.Option("--test", help="on the test images too")] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure the best strategy of a run before fine-tuning, or an export, or a fine-tuning."""
     from amc.deliver import evaluate as evaluation
 
-    result = evaluation.evaluate(path, test, ConsoleReport(err))
+    result = evaluation.evaluate(path, test, ConsoleReport(err), trust)
     table = tables.comparison()
     for key in ("search_accuracy", *(["test_accuracy"] if test else [])):
         own = key if key in result else f"finetuned_{key}"
@@ -46,6 +47,7 @@ def finetune(
         Path | None, typer.Option("--out", help="its folder; by default finetune in the run")
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="write events for TensorBoard")] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train the best strategy of a run; with torchrun, on several GPUs. The same command goes on
@@ -58,7 +60,13 @@ def finetune(
     report = ConsoleReport(err).listen()
     try:
         result = amc.finetune(
-            run, overrides or [], episode=episode, to=to, report=report, tensorboard=tensorboard
+            run,
+            overrides or [],
+            episode=episode,
+            to=to,
+            report=report,
+            tensorboard=tensorboard,
+            trust=trust,
         )
     except KeyboardInterrupt:
         report.close()
@@ -84,6 +92,7 @@ def export(
     finetuned: Annotated[
         Path | None, typer.Option(help="of `amc finetune --out`; by default finetune in the run")
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Export the best strategy of a run, fine-tuned if it is: weights with strategy.json, ONNX, a
     torch.export program, metrics.json, and a model card.
@@ -93,7 +102,7 @@ def export(
 
     report = ConsoleReport(err)
     metrics = amc.export(
-        run, formats.split(","), episode=episode, finetuned=finetuned, report=report
+        run, formats.split(","), episode=episode, finetuned=finetuned, report=report, trust=trust
     )
     table = tables.comparison()
     for stage in ("", "finetuned_"):

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result
+from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, out, print_result
 from amc.progress import Board, ConsoleReport
 from amc.views import tables
 
@@ -57,11 +57,11 @@ def list_names() -> None:
 
 
 @app.command()
-def show(preset: str, overrides: Overrides = None) -> None:
+def show(preset: str, overrides: Overrides = None, trust: Trust = False) -> None:
     """Print the resolved config of a preset or file, with what each key means."""
     from amc.config import describe, load_config
 
-    name, config = load_config(preset, overrides or [])
+    name, config = load_config(preset, overrides or [], trust)
     table = Table(title=name, title_justify="left")
     for column in ("key", "value", "meaning"):
         table.add_column(column, overflow="fold")
@@ -79,13 +79,14 @@ def search(
     to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
     jobs: SideBySide = 1,
     ray: Ray = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Search: one run of a preset or a config file. Ctrl-C loses nothing."""
     import amc
     from amc.config import load_config
 
-    name, config = load_config(preset, overrides or [])
+    name, config = load_config(preset, overrides or [], trust)
     report = ConsoleReport(err).listen()
     try:
         result = amc.search(config, out=to, name=name, jobs=jobs, ray=ray, report=report)
@@ -96,13 +97,19 @@ def search(
 
 
 @app.command()
-def resume(run: Path, jobs: SideBySide = 1, ray: Ray = None, as_json: Json = False) -> None:
+def resume(
+    run: Path,
+    jobs: SideBySide = 1,
+    ray: Ray = None,
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
     """Go on with a run that was stopped."""
     import amc
 
     report = ConsoleReport(err).listen()
     try:
-        result = amc.resume(run, jobs=jobs, ray=ray, report=report)
+        result = amc.resume(run, jobs=jobs, ray=ray, report=report, trust=trust)
     except KeyboardInterrupt:
         report.close()
         raise Interrupted(how_to_resume(run)) from None
@@ -119,6 +126,7 @@ def sweep(
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time")] = None,
     ray: Ray = None,
     gpus: Annotated[float, typer.Option(min=0, help="for each run, of Ray's")] = 0.0,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Search all combinations of values, as budget.ratio=0.3,0.5 seed=0,1,2 agent=td3,random.
@@ -136,7 +144,7 @@ def sweep(
     board = Board(err, _progress)
     try:
         found = sweeping.sweep(
-            preset, overrides or [], out=to, jobs=jobs, workers=make, show=board.show
+            preset, overrides or [], out=to, jobs=jobs, workers=make, show=board.show, trust=trust
         )
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on") from None

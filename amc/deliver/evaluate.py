@@ -21,13 +21,16 @@ from amc.runs.directory import Run
 from amc.search import open_problem
 
 
-def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> dict[str, Any]:
+def evaluate(
+    path: str | Path, test: bool = False, report: Report = silent, trust: bool = False
+) -> dict[str, Any]:
     """The accuracy of a run's best strategy before fine-tuning, or of an export or a fine-tuning in
     the run (``finetuned_...`` where it is fine-tuned): on the held-out images, and on the test
-    images if asked; its costs, and its latency on this machine.
+    images if asked; its costs, and its latency on this machine. ``trust``: import the code that a
+    run names which you have not begun yourself (`amc.plugins`).
 
     Raises:
-        UserError: the folder is none of these, or lies in no run.
+        UserError: the folder is none of these, lies in no run, or is damaged.
     """
     folder = Path(path)
     is_run = Run.is_at(folder)
@@ -35,12 +38,12 @@ def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> d
     if not is_run and (inner / names.STRATEGY).is_file():
         folder = inner  # of the folder of an episode
     if (folder / names.STRATEGY).is_file():
-        problem, model, stage = _exported(folder, report)
+        problem, model, stage = _exported(folder, report, trust)
     elif not is_run and (folder / names.PROVENANCE).is_file() and read_config(folder) is not None:
-        problem, model, stage = _finetuned(folder, report)
+        problem, model, stage = _finetuned(folder, report, trust)
     else:
-        run, problem = open_problem(folder, report=report)
-        model, stage = problem.space.apply(run.best["strategy"]), ""
+        run, problem = open_problem(folder, report=report, trust=trust)
+        model, stage = problem.applied(run.best["strategy"], run.path), ""
     result: dict[str, Any] = {"path": str(folder)}
     for key, on_test in (("search_accuracy", False), ("test_accuracy", True)):
         if test or not on_test:
@@ -54,29 +57,29 @@ def evaluate(path: str | Path, test: bool = False, report: Report = silent) -> d
     return result
 
 
-def _exported(folder: Path, report: Report) -> tuple[Problem, nn.Module, str]:
+def _exported(folder: Path, report: Report, trust: bool) -> tuple[Problem, nn.Module, str]:
     description = read_description(folder)
-    run = _run_around(folder, f"the run {description['run']!r}" if "run" in description else "")
-    made = description["model"], description["space"]
+    run = _run_around(folder, f"the run {description.run!r}" if description.run else "")
+    made = description.model, description.space
     if made != (run.config.model, run.config.space["name"]):
         raise UserError(
             f"{str(folder)!r} is of the network {made[0]} and the space {made[1]!r}, not of "
             f"the run {str(run.path)!r} that it lies in"
         )
-    problem = open_problem(run.path, report=report, weights=description["weights"])[1]
+    problem = open_problem(run.path, report=report, weights=description.weights, trust=trust)[1]
     model = load(folder).float()  # measured as the search measures
-    return problem, model, "finetuned_" if description["finetuned"] else ""
+    return problem, model, "finetuned_" if description.finetuned else ""
 
 
-def _finetuned(folder: Path, report: Report) -> tuple[Problem, nn.Module, str]:
+def _finetuned(folder: Path, report: Report, trust: bool) -> tuple[Problem, nn.Module, str]:
     tuned = Finished.of(folder)
     if tuned is None:
         raise UserError(
             f"the fine-tuning in {str(folder)!r} has not ended (`amc finetune` goes on with it)"
         )
     run = _run_around(folder, "a run, with --out")
-    problem = open_problem(run.path, report=report, weights=tuned.settings.weights)[1]
-    model = problem.space.apply(run.chosen(begun_episode(folder))["strategy"])
+    problem = open_problem(run.path, report=report, weights=tuned.settings.weights, trust=trust)[1]
+    model = problem.applied(run.chosen(begun_episode(folder))["strategy"], run.path)
     load_weights(model, tuned.weights)
     return problem, model, "finetuned_"
 

@@ -22,7 +22,7 @@ from amc.deliver.evaluate import cost_of_metal
 from amc.deliver.finetune import Finished, read_config
 from amc.deliver.formats import Parity, as_onnx, as_program
 from amc.errors import UserError, root_cause, unknown
-from amc.files import write_bytes, write_json
+from amc.files import sha256, write_bytes, write_json
 from amc.network.models import load_weights
 from amc.problem import Problem
 from amc.progress import Report, silent
@@ -46,6 +46,7 @@ def export(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     report: Report = silent,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Export the best strategy of a run, or that of another episode, into its ``export`` folder,
     fine-tuned if that has been done, and measure it on the test images. A format that the network
@@ -60,6 +61,7 @@ def export(
         model: the network, where the run's was given from Python and ``run`` is a directory.
         dataset: likewise.
         report: of progress.
+        trust: import the code of a run that you have not begun yourself (`amc.plugins`).
 
     Returns:
         The contents of metrics.json.
@@ -77,8 +79,8 @@ def export(
         place / names.FINETUNE if finetuned is None else Path(finetuned), finetuned is not None
     )
     weights = None if tuned is None else tuned.settings.weights
-    problem = open_problem(run, model, dataset, report, weights)[1]
-    compressed = problem.space.apply(best["strategy"])
+    problem = open_problem(run, model, dataset, report, weights, trust)[1]
+    compressed = problem.applied(best["strategy"], opened.path)
     if tuned is not None:
         load_weights(compressed, tuned.weights)
     folder = place / names.EXPORT
@@ -92,7 +94,9 @@ def export(
     metrics |= _write_all(
         compressed, problem.dataset, formats, folder, facts, problem.network.dtype
     )
+    metrics["checksums"] = {n: sha256(p) for n in FILES.values() if (p := folder / n).is_file()}
     if "safetensors" in formats and "safetensors" not in metrics["failed_formats"]:
+        description["weights_sha256"] = metrics["checksums"][names.WEIGHTS]
         write_json(folder / names.STRATEGY, description)
     report("exporting", 3, steps)
     metrics["measured_latency_ms"] = problem.measured_latency(compressed)
@@ -217,6 +221,7 @@ def _measured(
         "pt2_top1_agreement": None,
         "pt2_batch": None,
         "failed_formats": {},
+        "checksums": {},
         "measured_latency_ms": None,
     }
 

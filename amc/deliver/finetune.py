@@ -13,20 +13,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from torch import nn
 
 from amc.config import finetune_config, to_yaml
 from amc.data.datasets import Dataset
 from amc.errors import UserError
 from amc.evaluate.prepare import prepared
-from amc.files import write_bytes, write_json
+from amc.files import check_same, sha256, write_bytes, write_json
 from amc.network.models import load_weights
 from amc.problem import Problem
 from amc.progress import Report, silent
+from amc.reading import parse_yaml, read_json, read_text, typed
 from amc.runs import names
 from amc.runs.directory import Run
 from amc.runs.provenance import surroundings
+from amc.runs.records import Before, Provenance, Tested
 from amc.search import SearchResult, open_problem
 from amc.training.distill import Distillation, Objective
 from amc.training.keeper import BEST, InFolder
@@ -56,6 +57,7 @@ def finetune(
     to: str | Path | None = None,
     report: Report = silent,
     tensorboard: bool = False,
+    trust: bool = False,
 ) -> FinetuneResult:
     """Train the best strategy of a run, or that of another episode. Called again, it goes on where
     it was stopped.
@@ -73,6 +75,7 @@ def finetune(
         to: the folder; by default ``finetune`` in the run, or in the episode's folder there.
         report: of progress.
         tensorboard: write events for TensorBoard too.
+        trust: import the code of a run that you have not begun yourself (`amc.plugins`).
 
     Raises:
         UserError: the run has no result or no such episode, the folder was begun with other
@@ -85,8 +88,8 @@ def finetune(
         chosen = opened.chosen(episode)
         _check_episode(folder, chosen["episode"])
         settings = _settings(folder, opened, config)
-        problem = open_problem(run, model, dataset, report, settings.weights)[1]
-        compressed = problem.space.apply(chosen["strategy"])
+        problem = open_problem(run, model, dataset, report, settings.weights, trust)[1]
+        compressed = problem.applied(chosen["strategy"], opened.path)
         if (ended := Finished.of(folder)) is not None:
             load_weights(compressed, ended.weights)
             return FinetuneResult(folder, compressed, ended.metrics, processes.first)
@@ -98,7 +101,7 @@ def finetune(
         if log is not None:
             log.end(problem, compressed, progress)
         processes.wait()
-        return FinetuneResult(folder, compressed, _read(folder / names.METRICS), processes.first)
+        return FinetuneResult(folder, compressed, _metrics(folder), processes.first)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,9 @@ class Finished:
         settings = read_config(folder)
         if settings is None or not (folder / names.METRICS).is_file():
             return None
-        return cls(settings, _read(folder / names.METRICS), folder / BEST)
+        metrics, weights = _metrics(folder), folder / BEST
+        check_same(weights, metrics["weights_sha256"])
+        return cls(settings, metrics, weights)
 
 
 def read_config(folder: Path) -> FinetuneConfig | None:
@@ -127,10 +132,7 @@ def read_config(folder: Path) -> FinetuneConfig | None:
     path = folder / names.CONFIG
     if not path.is_file():
         return None
-    try:
-        return FinetuneConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{str(path)!r} is damaged: {str(error).splitlines()[0]}") from error
+    return typed(FinetuneConfig, parse_yaml(read_text(path), path), path)
 
 
 def _settings(
@@ -164,9 +166,8 @@ def _settings(
 
 def begun_episode(folder: Path) -> int | None:
     """Whose strategy a folder was begun with; none: the best one's, or it was not begun."""
-    begun = _read(folder / names.PROVENANCE) if (folder / names.PROVENANCE).is_file() else {}
-    episode: int | None = begun.get("episode")  # at first only the best one could be trained
-    return episode
+    path = folder / names.PROVENANCE  # at first only the best one could be trained
+    return read_json(path, Provenance).episode if path.is_file() else None
 
 
 def _check_episode(folder: Path, episode: int) -> None:
@@ -228,7 +229,7 @@ class _Log:
                 "test_accuracy": problem.accuracy(compressed, test=True),
             }
             write_json(self.folder / names.BEFORE, before)
-        self.before = _read(self.folder / names.BEFORE)
+        self.before = read_json(self.folder / names.BEFORE, Before).as_dict()
 
     def write(self, progress: Progress) -> None:
         """log.csv after an epoch, and the picture where that does not take long beside it."""
@@ -251,6 +252,7 @@ class _Log:
             "best_epoch": progress.best["epoch"],
             "epochs": len(progress.epochs),
             "seconds": round(sum(row["seconds"] for row in progress.epochs), 1),
+            "weights_sha256": sha256(self.folder / BEST),
         }
         write_json(self.folder / names.METRICS, metrics)
         if self.events is not None:
@@ -267,6 +269,5 @@ def _events(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def _metrics(folder: Path) -> dict[str, Any]:
+    return read_json(folder / names.METRICS, Tested).as_dict()

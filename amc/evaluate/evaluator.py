@@ -21,7 +21,7 @@ from amc.evaluate.measure import AGREEMENT, ImageSet, logits, mean_score, per_im
 from amc.evaluate.outcome import Candidate, Measured, Measurers, Outcome, Rival
 from amc.evaluate.prepare import SEEN, Precision, Prepared, confirmed, has_bf16_units, prepared
 from amc.evaluate.racing import blocks, estimate, is_hopeless
-from amc.evaluate.rewards import Reward, Score
+from amc.evaluate.rewards import NotFinite, Reward, Score, finite
 from amc.spaces.base import CompressionSpace, Strategy
 
 _Key = tuple[int, ...]
@@ -77,14 +77,25 @@ class Evaluator:
         return {**self.__dict__, "fell_back": _nothing}
 
     def _choose(self, precision: Precision) -> bool:
-        """Measure the untouched network; take bf16 only where it agrees with fp32."""
+        """Measure the untouched network; take bf16 only where it agrees with fp32.
+
+        Raises:
+            UserError: its outputs are not finite, or bf16 was asked for and differs.
+        """
         self._reference = self._untouched(self.images, False)
+        if wrong := int((~torch.isfinite(self._reference).all(1)).sum()):
+            raise UserError(
+                f"{self.space.network.name!r} gives NaN or infinity for {wrong} of "
+                f"{len(self._reference)} held-out images: look at its weights and at how the "
+                "images are normalised"
+            )
         self.baseline = score(self._reference, self.images.labels)
         if precision == "fp32" or (precision == "auto" and not has_bf16_units()):
             return False
         outputs = self._untouched(self.images, True)
+        finite = bool(torch.isfinite(outputs).all())
         difference = abs(score(outputs, self.images.labels).accuracy - self.baseline.accuracy)
-        if difference <= AGREEMENT:
+        if finite and difference <= AGREEMENT:
             return True
         why = f"bf16 differs from fp32 by {100 * difference:.2f} points on the untouched network"
         if precision == "bf16":
@@ -159,10 +170,36 @@ class Evaluator:
             self._ahead.add(_key(outcome.strategy))
 
     def measure(self, candidate: Candidate) -> Measured:
-        """Measure a candidate, whatever is known of it; nothing is remembered."""
+        """Measure a candidate, whatever is known of it; nothing is remembered. One whose outputs or
+        reward are not finite has failed, and so has one with which anything raises.
+        """
         start = time.perf_counter()
         strategy = self.space.complete(candidate.strategy)
         cost = self.space.cost(strategy)
+        try:
+            return self._measured(candidate, strategy, cost, start)
+        except Exception as error:
+            outcome = Outcome(
+                strategy,
+                self.space.ratios(strategy),
+                Score(math.nan, math.nan, math.nan),
+                cost,
+                math.nan,
+                candidate.budget.allows(cost),
+                time.perf_counter() - start,
+                self.clock.take(),
+            )
+            return Measured(outcome.having_failed(error), torch.zeros(0, 3, dtype=torch.float64))
+
+    def neighbours(self) -> list[dict[str, int]]:
+        """The untouched strategy, and two that are as near to it as can be."""
+        ends = self.space.decisions[:1] + self.space.decisions[-1:]
+        near = [{one.name: one.choices[-2:][0]} for one in ends]
+        return [self.space.complete(own) for own in ({}, *near)]
+
+    def _measured(
+        self, candidate: Candidate, strategy: dict[str, int], cost: Cost, start: float
+    ) -> Measured:
         with self.clock("apply"):
             smaller = self.space.apply(strategy)
             model = prepared(smaller, self.space.network, self._bf16)
@@ -205,11 +242,16 @@ class Evaluator:
 
     def _judged(self, outcome: Outcome, budget: Budget) -> Outcome:
         """What an outcome that was measured within one budget is worth within another."""
-        reward = self._reward(outcome.cost, budget)(outcome.score)
+        if outcome.failed is not None:
+            return outcome
+        try:
+            reward = self._reward(outcome.cost, budget)(outcome.score)
+        except Exception as error:
+            return outcome.having_failed(error)
         return replace(outcome, reward=reward, feasible=budget.allows(outcome.cost))
 
     def _reward(self, cost: Cost, budget: Budget) -> Callable[[Score], float]:
-        return lambda score: self.reward(score, cost, self.original, budget)
+        return lambda score: finite(self.reward(score, cost, self.original, budget))
 
     def _rival(self, budget: Budget) -> Rival | None:
         """The best one within a budget, the earliest of equals."""
@@ -246,6 +288,8 @@ class Evaluator:
             for block in blocks(count) if rival else [slice(0, count)]:
                 images = self.images[block]
                 outputs = logits(model, images, self._size)
+                if not bool(torch.isfinite(outputs).all()):
+                    raise NotFinite("the network gives NaN or infinity")
                 more = per_image(outputs, images.labels, self._reference[block])
                 values = torch.cat([values, more])
                 if rival is None or len(values) == count:

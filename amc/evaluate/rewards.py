@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost, Metric
+from amc.errors import shown
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,26 @@ COSTLESS = ("accuracy", "cross_entropy", "kl")
 """Rewards that no cost goes into: with these there is nothing to gain from less than the budget."""
 
 Reward = Callable[[Score, Cost, Cost, Budget], float]
+
+
+class NotFinite(ArithmeticError):
+    """What was measured is no finite number."""
+
+
+def finite(value: object) -> float:
+    """What a reward has given, as a float: a number of Python's or NumPy's, or a tensor or array of
+    one.
+
+    Raises:
+        NotFinite: it is something else, NaN, or infinite.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise NotFinite(f"the reward is {shown(value)}, not a finite number")
+    return number
 
 
 def accuracy(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:

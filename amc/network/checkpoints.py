@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from amc.errors import UserError, first_line
+from amc.errors import UserError, first_line, short
+from amc.reading import damaged
 
 # Under which scripts keep a state dict; of several that fit equally well the first is taken.
 WRAPPERS = (
@@ -54,6 +57,13 @@ def read_checkpoint(path: Path, expected: State) -> tuple[State, str]:
             f"the weights file {str(path)!r} holds no state dict{keys}: save model.state_dict() "
             "alone, with torch.save or as safetensors"
         )
+    most = path.stat().st_size
+    for _, state in dicts:
+        if odd := next((key for key, value in state.items() if not _plain(value, most)), None):
+            raise UserError(
+                f"the weights file {str(path)!r} is damaged: {short(odd)} is no ordinary "
+                "tensor, or larger than the file"
+            )
     candidates = [one for place, state in dicts for one in _stripped(place, state)]
     best = min(candidates, key=lambda one: len(misfits(one.state, expected)))  # first of equals
     return best.state, _said(best, [place for place, _ in dicts], expected)
@@ -150,12 +160,48 @@ def _stripped(place: str, state: State) -> Iterator[Candidate]:
         yield Candidate(place, taken, state)
 
 
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what a safetensors file holds; only its header is read.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    with damaged(path), safe_open(path, "pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a zip file that is far larger when it is unpacked: torch stores without compression.
+
+    Raises:
+        UserError: it is.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with damaged(path), zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > 2 * path.stat().st_size + (1 << 20):
+        raise UserError(
+            f"the weights file {str(path)!r} is damaged: {unpacked:,} bytes are packed into "
+            f"{path.stat().st_size:,}, which torch.save does not do"
+        )
+
+
+def _plain(tensor: Tensor, most: int) -> bool:
+    """Whether a tensor is an ordinary one, and no larger than its file."""
+    ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not ordinary or tensor.is_quantized or tensor.is_complex():
+        return False
+    return tensor.numel() * tensor.element_size() <= most
+
+
 def _read(path: Path) -> Any:
     """What a file holds: tensors in plain containers.
 
     Raises:
         UserError: it is damaged, or would run code.
     """
+    _check_size(path)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             if file.read(9)[8:] == b"{":  # safetensors, behind the length of its header
@@ -176,5 +222,5 @@ def _read(path: Path) -> Any:
                 "torch.save(model.state_dict(), FILE), or as safetensors"
             ) from error
         raise UserError(
-            f"the weights file {str(path)!r} is damaged or not a weights file: {reason}"
+            f"the weights file {str(path)!r} is damaged or not a weights file: {short(reason)}"
         ) from error

@@ -7,13 +7,15 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from amc.errors import UserError, unknown
 from amc.network.builtin import CifarResNet, CifarVGG16, MobileNetV1
 from amc.network.checkpoints import classes_differ, misfits, read_checkpoint
 from amc.network.torchvision_compat import torchvision
-from amc.registry import import_object
+from amc.plugins import imported
+from amc.reading import damaged
 
 Builder = Callable[[int, int], nn.Module]
 
@@ -30,6 +32,11 @@ BUILTIN: dict[str, Builder] = {
     "mobilenet_v1": MobileNetV1,
 }
 """Name -> function of (classes, input channels)."""
+
+
+def is_known(name: str) -> bool:
+    """Whether a network is built in or torchvision's, not a user's own."""
+    return name in BUILTIN or name.startswith("torchvision:")
 
 
 def torchvision_names() -> list[str]:
@@ -51,10 +58,27 @@ def build_model(name: str, classes: int, channels: int, pretrained: bool = False
         return _from_torchvision(name, classes, pretrained)
     if ":" not in name or name.split(":", maxsplit=1)[0] in ("cifar", "digits"):
         raise unknown("model", name, [*BUILTIN, "torchvision:NAME", "module:callable"])
-    model = import_object(name, "model")()
+    model = imported(name, "model")()
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} gives a {type(model).__name__}, not an nn.Module")
     return model
+
+
+def check_size(name: str, classes: int, channels: int, weights: Path) -> None:
+    """Refuse a network of ours that a file of weights is far too small for, before it takes memory.
+
+    Raises:
+        UserError: it has more parameters than the file has bytes.
+    """
+    if not is_known(name) or not weights.is_file():
+        return
+    with torch.device("meta"):
+        count = sum(one.numel() for one in build_model(name, classes, channels).parameters())
+    if count > weights.stat().st_size:
+        raise UserError(
+            f"{name!r} has {count:,} parameters, but the weights in {str(weights)!r} are only "
+            f"{weights.stat().st_size:,} bytes: they are of another network"
+        )
 
 
 def _from_torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
@@ -101,4 +125,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
         )
     if done:
         logging.getLogger("amc").warning("the weights in %r: %s", str(path), done)
-    model.load_state_dict(state, strict=False)
+    with damaged(path):
+        model.load_state_dict(state, strict=False)

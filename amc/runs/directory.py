@@ -21,14 +21,16 @@ from typing import Any
 
 import torch
 
-from amc.config import Config, load_config, to_yaml
+from amc.config import Config, stored_config, to_yaml
 from amc.cost.cost import METRICS, Cost
 from amc.errors import UserError
 from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
 from amc.files import on_disk, write_bytes, write_json
 from amc.network.layers import LayerSpec, LayerTable
+from amc.reading import read_csv, read_json
 from amc.runs import names
+from amc.runs.records import Best, Episode, LayerRow, Provenance
 
 SCHEMA = 2  # 1: searches of version 0.1
 
@@ -72,7 +74,7 @@ class Run:
         if missing:
             raise UserError(f"{str(path)!r} is not a run directory: it has no {missing[0]}")
         run = cls(path)
-        if "config_sha256" not in run.provenance:
+        if run.provenance["config_sha256"] is None:
             raise UserError(f"{str(path)!r} is not a run directory, but a fine-tuning's")
         digest = hashlib.sha256((path / names.CONFIG).read_bytes()).hexdigest()
         if digest != run.provenance["config_sha256"]:
@@ -87,16 +89,15 @@ class Run:
     def is_at(cls, path: Path) -> bool:
         """Whether a folder is a run's, whatever has become of its files."""
         files = (path / names.CONFIG).is_file() and (path / names.PROVENANCE).is_file()
-        return files and "config_sha256" in cls(path).provenance
+        return files and cls(path).provenance["config_sha256"] is not None
 
     @cached_property
     def config(self) -> Config:
-        return load_config(str(self.path / names.CONFIG))[1]
+        return stored_config(self.path / names.CONFIG)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        value: dict[str, Any] = self._json(names.PROVENANCE)
-        return value
+        return read_json(self.path / names.PROVENANCE, Provenance).as_dict()
 
     def update_provenance(self, **facts: Any) -> None:
         write_json(self.path / names.PROVENANCE, {**self.provenance, **facts})
@@ -117,8 +118,7 @@ class Run:
             raise UserError(
                 f"{str(self.path)!r} has no best.json: its search has not ended an episode yet"
             )
-        value: dict[str, Any] = self._json(names.BEST)
-        return value
+        return read_json(self.path / names.BEST, Best).as_dict()
 
     def chosen(self, episode: int | None = None) -> dict[str, Any]:
         """An episode as best.json has it; none: the best one.
@@ -139,12 +139,6 @@ class Run:
     def folder(self, episode: int | None = None) -> Path:
         """Where lies what comes of an episode, of the best one in the run itself."""
         return self.path if episode is None else self.path / f"episode_{episode}"
-
-    def _json(self, name: str) -> Any:
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{str(self.path / name)!r} is damaged: {error}") from error
 
     # the journal
 
@@ -174,9 +168,9 @@ class Run:
         raw = self._journal.read_bytes() if self._journal.is_file() else b""
         for number, line in enumerate(raw.splitlines(keepends=True)):
             try:
-                entry = json.loads(line)
+                entry = Episode.model_validate_json(line).as_dict()
                 torn = not line.endswith(b"\n") or entry["episode"] != number
-            except (ValueError, KeyError, TypeError):
+            except ValueError:
                 torn = True
             if torn and end + len(line) < len(raw):
                 raise UserError(
@@ -232,12 +226,27 @@ class Run:
     def write_best(self, baseline: Score, original: Cost) -> dict[str, Any]:
         """best.json: of the episodes within the budget that were measured on all images, the one
         with the highest reward, the earliest of equals.
+
+        Raises:
+            UserError: there is none.
         """
         candidates = [line for line in self.lines() if Outcome.from_line(line).can_be_best]
+        if not candidates:
+            raise UserError(
+                f"{str(self.path)!r} has no episode that could be measured: its journal says why"
+            )
         before = {"search_accuracy": baseline.accuracy, **original.as_dict()}
         best = _beside(max(candidates, key=lambda line: line["reward"]), before)
         write_json(self.path / names.BEST, best)
         return best
+
+    def layers(self) -> list[LayerRow]:
+        """The rows of layers.csv.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        return read_csv(self.path / names.LAYERS, LayerRow)
 
     def profile(self) -> dict[str, float]:
         """Mean seconds an episode spends in each part: apply, repair, evaluate, agent."""

@@ -6,6 +6,7 @@ CONFIG, PROVENANCE, LAYERS = "config.yaml", "provenance.json", "layers.csv"
 JOURNAL, BEST, PICTURE = "episodes.jsonl", "best.json", "search.png"
 CHECKPOINT = "checkpoint/agent.pt"
 BASE = "base.safetensors"  # the base network's weights, kept where they come from no file
+ERRORS = "errors"  # a folder: a traceback for each episode that a plug-in failed in
 DEVICE = "device.yaml"  # a copy of the device profile
 METRICS = "metrics.json"  # of an export, and of a fine-tuning
 

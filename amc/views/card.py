@@ -117,14 +117,15 @@ def _made(description: Mapping[str, Any], run: Run, settings: FinetuneConfig | N
     program, *arguments = made["command"]
     name = Path(program).name
     command = shlex.join(["amc" if name == "__main__.py" else name, *arguments])
+    torch = made["packages"].get("torch", "unknown")
     origin = "trained in the run" if config.model else "given from Python"
     weights = description["weights"] or config.weights or origin
     lines = [
         f"- searched by `{config.agent['name']}` in the action space `{config.space['name']}`, "
         f"seed {config.seed}, run `{run.path.name}`: `{command}`",
         f"- data: {config.dataset or 'given from Python'}; weights before compression: {weights}",
-        f"- amc {made['amc']}, torch {made['packages']['torch']}, Python {made['python']}, "
-        f"{made['machine']['processor']}, {made['started'][:10]}"
+        f"- amc {made['amc']}, torch {torch}, Python {made['python']}, "
+        f"{made['machine'].get('processor')}, {made['started'][:10]}"
         + (f", commit {made['git_commit'][:12]}" if made["git_commit"] else ""),
     ]
     if settings is None:

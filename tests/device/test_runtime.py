@@ -18,6 +18,7 @@ from amc.device.layer_times import Family
 from amc.device.runtimes import interleaved, make_runtime, onnx_bytes, onnx_session, timed_in_turn
 from amc.errors import UserError
 from amc.network.builtin import CifarResNet
+from amc.plugins import allow
 
 SMALL = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
 LARGE = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3)).eval()
@@ -65,6 +66,9 @@ def test_unknown_runtimes_and_ones_own(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("my_runtime", None)
+    with pytest.raises(UserError, match="you have not named yourself"):
+        make_runtime("my_runtime:Slow", 3)
+    allow("my_runtime:Slow")
     runtime = make_runtime("my_runtime:Slow", 3)
     assert runtime.threads == 3 and runtime.prepare(SMALL, IMAGE)() == 7.0
 

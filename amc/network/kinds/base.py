@@ -63,7 +63,7 @@ class Kind(ABC):
 
 def kept(width: int, removed: list[int]) -> Tensor:
     """Ascending indices of the channels that stay. Shape (width - removed,)."""
-    stay = torch.ones(width, dtype=torch.bool)
+    stay = torch.ones(width, dtype=torch.bool, device="cpu")  # also where weights have no memory
     stay[removed] = False
     return stay.nonzero().flatten()
 
