@@ -5,7 +5,7 @@ them there with the runtime's own tool, and read its results.
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,10 +18,11 @@ from amc.device.profile import DeviceProfile
 from amc.device.reach import random_strategies, step_of, structure_of, timed_layers, widths_of
 from amc.device.runtimes import onnx_bytes
 from amc.device.survey import CHECKED, FITTED, fit_network, new_profile
-from amc.errors import UserError
+from amc.errors import UserError, shown
 from amc.files import write_bytes, write_json
 from amc.network.layers import example_input
 from amc.progress import Report, silent
+from amc.reading import damaged, parse_json, read_text
 from amc.spaces.base import CompressionSpace, Strategy
 
 SCHEMA = 1
@@ -175,7 +176,14 @@ def import_csv(path: Path, name: str, runtime: str, threads: int) -> DeviceProfi
     Raises:
         UserError: naming the row and the column that is wrong, or the file that has no row.
     """
-    manifest = _manifest(path.with_name(MANIFEST))
+    place = path.with_name(MANIFEST)
+    with damaged(place):
+        return _profile_of(_manifest(place), path, name, runtime, threads)
+
+
+def _profile_of(
+    manifest: dict[str, Any], path: Path, name: str, runtime: str, threads: int
+) -> DeviceProfile:
     files = [entry["file"] for entry in (*manifest["layers"], *manifest["networks"])]
     rows = _read(path, set(files))
     if lacking := next((file for file in files if file not in rows), None):
@@ -212,16 +220,13 @@ def import_csv(path: Path, name: str, runtime: str, threads: int) -> DeviceProfi
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         raise UserError(
             f"{str(path)!r} does not exist: the csv must lie in the folder that --emit-bench wrote"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{str(path)!r} is damaged: {error}") from error
+        )
+    manifest: dict[str, Any] = parse_json(read_text(path), path)
     if manifest.get("schema") != SCHEMA:
-        raise UserError(f"{str(path)!r} is of another version: {manifest.get('schema')!r}")
+        raise UserError(f"{str(path)!r} is of another version: {shown(manifest.get('schema'))}")
     return manifest
 
 
@@ -230,7 +235,7 @@ def _read(path: Path, known: set[str]) -> dict[str, dict[str, float]]:
     if not path.is_file():
         raise UserError(f"the file {str(path)!r} does not exist")
     rows: dict[str, dict[str, float]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with damaged(path), io.StringIO(read_text(path), newline="") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         for column in COLUMNS:
             if column not in (reader.fieldnames or ()):

@@ -8,30 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amc.errors import UserError
 from amc.network.layers import LayerSpec
+
+Count = Annotated[int, Field(ge=1, le=2**20)]
+Ms = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class Facts(BaseModel):
     """A part of a profile's file: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Family(Facts):
     """What all layers have in common that differ in their channels only."""
 
     kind: Literal["conv", "linear"]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    input_size: tuple[int, int]
-    output_size: tuple[int, int]
-    group: tuple[int, int] | None = None  # channels in and out of one group; None: ungrouped
+    kernel: tuple[Count, Count]
+    stride: tuple[Count, Count]
+    input_size: tuple[Count, Count]
+    output_size: tuple[Count, Count]
+    group: tuple[Count, Count] | None = None  # channels in and out of one group; None: ungrouped
     followed_by: str = ""  # what the runtime may compute with it: "batchnorm+relu"
 
     @classmethod
@@ -68,11 +71,11 @@ class Family(Facts):
 class Point(NamedTuple):
     """One measured layer."""
 
-    in_channels: int
-    out_channels: int
-    ms: float  # median
-    spread_ms: float  # 1.48 times the median absolute deviation
-    repeats: int
+    in_channels: Count
+    out_channels: Count
+    ms: Ms  # median
+    spread_ms: Ms  # 1.48 times the median absolute deviation
+    repeats: Annotated[int, Field(ge=0, le=10**9)]
 
     @classmethod
     def of(cls, pair: tuple[int, int], ms: float, spread_ms: float, repeats: int) -> Point:
@@ -90,12 +93,17 @@ class LayerTimes(Facts):
     """
 
     family: Family
-    in_channels: tuple[int, ...] = ()  # the lines, ascending; none: measuring was stopped
-    out_channels: tuple[int, ...] = ()  # empty in a grouped family
+    in_channels: tuple[Count, ...] = ()  # the lines, ascending; none: measuring was stopped
+    out_channels: tuple[Count, ...] = ()  # empty in a grouped family
     points: tuple[Point, ...] = ()  # beside those on the lines some that only checked them
 
     @model_validator(mode="after")
     def _complete(self) -> LayerTimes:
+        for lines in (self.in_channels, self.out_channels):
+            if list(lines) != sorted(set(lines)):
+                raise ValueError(f"the channels of {self.family} must ascend")
+        if self.in_channels and not self.out_channels and self.family.group is None:
+            raise ValueError(f"{self.family} has no output channels")
         for pair in self.needed(self.family, self.in_channels, self.out_channels):
             if pair not in self._known:
                 raise ValueError(f"{self.family} has no time for {pair[0]} to {pair[1]} channels")

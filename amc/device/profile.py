@@ -11,15 +11,16 @@ import importlib.resources
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from amc.device.layer_times import Facts, Family, LayerTimes
-from amc.errors import UserError, unknown
+from amc.device.layer_times import Count, Facts, Family, LayerTimes, Ms
+from amc.errors import UserError, shown, unknown
 from amc.network.layers import LayerSpec, LayerTable
+from amc.reading import parse_yaml, read_text, typed
 
 SCHEMA = 1
 MAX_ERROR = 0.15  # of the median prediction: beyond it a profile is not to be trusted
@@ -64,13 +65,13 @@ class NetworkFit(Facts):
     ``block`` is read through a conversion, which no layer shows when it is measured alone.
     """
 
-    reference_ms: float  # the untouched network, measured
-    step: int = 1  # channel counts were measured in multiples of this
-    overhead_ms: float = 0.0
-    scale: float = 1.0
-    block: int = 1
-    conversion_ms_per_mb: float = 0.0
-    fitted_on: int = 0  # strategies
+    reference_ms: Ms  # the untouched network, measured
+    step: Count = 1  # channel counts were measured in multiples of this
+    overhead_ms: Annotated[float, Field(ge=-1e9, le=1e9)] = 0.0
+    scale: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
+    block: Count = 1
+    conversion_ms_per_mb: Annotated[float, Field(ge=-1e9, le=1e9)] = 0.0
+    fitted_on: Annotated[int, Field(ge=0, le=10**6)] = 0  # strategies
     fidelity: Fidelity | None = None
 
 
@@ -81,8 +82,8 @@ class DeviceProfile(Facts):
     name: str
     runtime: str
     runtime_version: str
-    threads: int
-    batch: int
+    threads: Count
+    batch: Count
     dtype: str = "float32"
     machine: dict[str, str | int | None]
     date: str
@@ -96,28 +97,18 @@ class DeviceProfile(Facts):
         Raises:
             UserError: it is not a profile, or of another schema.
         """
-        try:
-            values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            if isinstance(values, dict) and values.get("version", SCHEMA) != SCHEMA:
-                raise UserError(
-                    f"the device profile {source!r} is of version {values['version']!r}; this "
-                    f"program reads version {SCHEMA}"
-                )
-            return cls.model_validate(values)
-        except yaml.YAMLError as error:
-            line = str(error).splitlines()[0]
-            raise UserError(f"the device profile {source!r} is not valid YAML: {line}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+        values = parse_yaml(text, source)
+        if isinstance(values, dict) and values.get("version", SCHEMA) != SCHEMA:
             raise UserError(
-                f"the device profile {source!r} is damaged: {where}: {first['msg'].lower()}"
-            ) from error
+                f"the device profile {source!r} is of version {shown(values['version'])}; this "
+                f"program reads version {SCHEMA}"
+            )
+        return typed(cls, values, source)
 
     @classmethod
     def read(cls, path: Path) -> DeviceProfile:
         """The profile in a file; see `parse`."""
-        return cls.parse(path.read_text(encoding="utf-8"), str(path))
+        return cls.parse(read_text(path), str(path))
 
     def changed(self, **facts: Any) -> DeviceProfile:
         """This profile with other facts. Made anew: a copy would keep what was computed from the

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from amc.errors import UserError
+from amc.errors import UserError, first_line, short
 from amc.files import write_bytes
+from amc.reading import damaged
 from amc.training.processes import Processes
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "checkpoint/training.pt"
@@ -32,6 +33,10 @@ class Keeper(Protocol):
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
         """The last one; none where nothing was saved."""
 
+    @property
+    def source(self) -> str:
+        """Where it lies, for people."""
+
 
 class InFolder:
     """In files: weights as safetensors, the state in torch's format, read with ``weights_only``."""
@@ -46,8 +51,16 @@ class InFolder:
             write_bytes(self.folder / BEST, content)
 
     def best(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = load((self.folder / BEST).read_bytes())
+        path = self.folder / BEST
+        if not path.is_file():
+            raise UserError(f"{str(path)!r} is missing: the training in its folder has lost it")
+        with damaged(path):
+            found: dict[str, Tensor] = load(path.read_bytes())
         return found
+
+    @property
+    def source(self) -> str:
+        return f"{self.folder / STATE} (delete it to start the training again)"
 
     def save_state(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch.save hides a full disk behind an error of its own
@@ -61,7 +74,7 @@ class InFolder:
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
         except Exception as error:
-            raise UserError(f"{str(path)!r} is damaged: delete it to start again") from error
+            raise UserError(f"{self.source!r} is damaged: {short(first_line(error))}") from error
         return state
 
 
@@ -76,6 +89,10 @@ class InMemory:
     def keep(self, model: nn.Module, best: bool) -> None:
         if best:
             self._best = {key: value.clone() for key, value in plain(model).items()}
+
+    @property
+    def source(self) -> str:
+        return "memory"
 
     def best(self) -> dict[str, Tensor]:
         return self._best

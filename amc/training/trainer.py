@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -25,6 +26,7 @@ from amc.errors import UserError
 from amc.evaluate.prepare import has_bf16_units
 from amc.network.layers import IntArray, evaluating
 from amc.progress import Report, silent
+from amc.reading import damaged
 from amc.training.augment import DRAWS, augmented
 from amc.training.distill import Objective
 from amc.training.keeper import InMemory, Keeper
@@ -262,8 +264,14 @@ class Trainer:
 
     def _resume(self) -> None:
         state = self.keeper.load_state(self.processes.device)
-        if state is not None:
-            self.progress = Progress(**state["progress"])
+        if state is None:
+            return
+        with damaged(self.keeper.source):
+            self.progress = TypeAdapter(Progress).validate_python(state["progress"], strict=True)
+            epochs = [Epoch(**row).epoch for row in self.progress.epochs]
+            done = self.progress.step // self.updates
+            if self.progress.step > self.total or epochs != list(range(1, done + 1)):
+                raise ValueError(f"{self.progress.step} updates are not {len(epochs)} epochs")
             self.lesson.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
@@ -272,7 +280,9 @@ class Trainer:
     def _take_result(self) -> None:
         self.processes.wait()  # the first one has written it
         model = self.lesson.objective.model
-        model.load_state_dict(self.keeper.best())
+        best = self.keeper.best()
+        with damaged(self.keeper.source):
+            model.load_state_dict(best)
         model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.eval()
 
