@@ -31,16 +31,18 @@ from amc.errors import UserError, first_line, out_of_memory, short
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.measure import ImageSet
 from amc.evaluate.outcome import Outcome
-from amc.files import write_bytes
+from amc.files import folder_name, write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow
 from amc.problem import Problem, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.runs import names
-from amc.runs.directory import SCHEMA, Run, claim
+from amc.runs.directory import SCHEMA, Run, claim, layers_csv
+from amc.runs.lock import writing
 from amc.runs.provenance import surroundings
 from amc.runs.recorder import Recorder
+from amc.runs.stopping import stoppable
 from amc.training.keeper import plain
 from amc.views.pictures import plot_range, plot_search
 
@@ -77,7 +79,8 @@ def search(
         model: your own network, instead of the config's; it is not modified. Needs no registration.
         dataset: your own data (`Dataset.from_arrays`), instead of the config's.
         out: the folder for runs; the run's directory is made in it.
-        name: of the run's folder; the preset's by default.
+        name: of the folder in it; the preset's by default. What no folder's name can hold becomes
+            an underscore.
         jobs: strategies that are measured side by side, of agents that propose several at once;
             they divide torch's threads between them. The journal does not depend on it.
         ray: a Ray cluster's address (local: one on this machine) to measure on; none: processes.
@@ -86,6 +89,7 @@ def search(
 
     Raises:
         UserError: before the search, where something cannot work.
+        Stopped: by Ctrl-C, once there is a run to go on with.
     """
     if isinstance(config, str):
         preset, config = load_config(config, trust=trust)
@@ -94,19 +98,20 @@ def search(
         allow(config.model_dump())  # the user's, or read with their trust
     else:
         config = parse_config(copy.deepcopy(dict(config)))
-    name = name or (config.model or type(model).__name__).replace(":", "_")
+    name = folder_name(name or config.model or type(model).__name__)
     started = time.strftime("%Y%m%d-%H%M%S")
     problem = Problem.build(config, model, dataset, report)
     evaluator = problem.evaluator()
     provenance = _provenance(problem)
     path = claim(Path(out) / name / f"s{config.seed}-{started}")
-    run = Run.create(path, config, provenance)
-    run.write_layers(problem.network.table)
+    files = {names.LAYERS: layers_csv(problem.network.table)}
     if problem.device is not None:
-        write_bytes(path / names.DEVICE, problem.device.to_yaml().encode())
+        files[names.DEVICE] = problem.device.to_yaml().encode()
     if model is not None or weights_file(config) is None:
-        write_bytes(path / names.BASE, save(plain(problem.network.model)))
-    return _continue(run, problem, evaluator, jobs, ray, report)
+        files[names.BASE] = save(plain(problem.network.model))
+    with stoppable(path), writing(path):
+        run = Run.create(path, config, provenance, files)
+        return _continue(run, problem, evaluator, jobs, ray, report)
 
 
 def resume(
@@ -116,21 +121,25 @@ def resume(
     dataset: Dataset | None = None,
     jobs: int = 1,
     ray: str | None = None,
+    repair: bool = False,
     report: Report = silent,
     trust: bool = False,
 ) -> SearchResult:
     """Go on with a run. Its journal will be what it would have been without the stop.
 
     Args:
-        path: its directory.
+        path: of the run.
         model: the network, where it was given from Python.
         dataset: likewise.
-        jobs: as in `search`.
-        ray: as in `search`.
+        jobs: as `search` has it.
+        ray: likewise.
+        repair: where the journal is damaged, go on from the whole episodes before that. What is cut
+            off is kept in a file beside it.
         report: of progress.
         trust: import the code of a run that you have not begun yourself (`amc.plugins`).
 
     Raises:
+        Busy: another process goes on with it just now.
         UserError: the folder is not a run, its config was changed, its journal is damaged, it names
             code that the user has not named, or an earlier version began it.
     """
@@ -140,12 +149,17 @@ def resume(
             "with: evaluate or export it as it is, or start again with "
             f"`amc search {path}/config.yaml`"
         )
-    run, problem = open_problem(path, model, dataset, report, trust=trust)
-    steps = run.provenance["prepared_steps"]
-    if steps is not None:
-        problem.network.trusted.steps = steps
-    evaluator = problem.evaluator(run.provenance["precision"])
-    return _continue(run, problem, evaluator, jobs, ray, report)
+    with stoppable(Path(path)), writing(Path(path)):
+        if repair and (done := Run.open(Path(path)).repair()):
+            logging.getLogger("amc").warning("repaired: %s", done)
+        run, problem = open_problem(path, model, dataset, report, trust=trust)
+        if not (run.path / names.LAYERS).is_file():  # of a run that an earlier version began
+            write_bytes(run.path / names.LAYERS, layers_csv(problem.network.table))
+        steps = run.provenance["prepared_steps"]
+        if steps is not None:
+            problem.network.trusted.steps = steps
+        evaluator = problem.evaluator(run.provenance["precision"])
+        return _continue(run, problem, evaluator, jobs, ray, report)
 
 
 def open_problem(
@@ -214,9 +228,15 @@ def _continue(
     )
     warning = _memorised(problem, evaluator)
     run.update_provenance(
-        precision=evaluator.precision, precision_note=evaluator.precision_note, warning=warning
+        precision=evaluator.precision,
+        precision_note=evaluator.precision_note,
+        warning=warning,
+        baseline={
+            "search_accuracy": evaluator.baseline.accuracy,
+            **evaluator.original.as_dict(),
+        },
     )
-    run.cut_torn_line()
+    run.journal.cut_torn_line()
     for line in run.lines():
         evaluator.remember(Outcome.from_line(line))
     agent, recorder = _taken_up(run, problem, evaluator)
@@ -229,7 +249,7 @@ def _continue(
 
     with _measurers(evaluator, problem.config, jobs, ray), evaluator.clock("agent"):
         _run(agent, run, after_episode)
-    best = run.write_best(evaluator.baseline, evaluator.original)
+    best = run.write_best()
     if problem.config.budget.is_range:
         plot_range(pareto([run.path], problem.budget.metric), run.path / names.PICTURE)
     else:

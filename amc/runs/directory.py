@@ -1,8 +1,8 @@
 """The run directory: one search, one resolved config, one seed.
 
-The journal ``episodes.jsonl`` is append-only and the only source of truth: everything else is
-derived from it or can be. Whatever else is written is written aside first and then renamed, so a
-run killed at any moment is whole.
+The journal ``episodes.jsonl`` is the only source of truth: everything else is derived from it or
+can be. Whatever else is written is written aside first and then renamed, so a run killed at any
+moment is whole. One process at a time writes it (`amc.runs.lock`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import csv
 import hashlib
 import io
 import itertools
-import json
-import os
+import logging
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +25,12 @@ from amc.config import Config, stored_config, to_yaml
 from amc.cost.cost import METRICS, Cost
 from amc.errors import UserError
 from amc.evaluate.outcome import Outcome
-from amc.evaluate.rewards import Score
 from amc.files import on_disk, write_bytes, write_json
 from amc.network.layers import LayerSpec, LayerTable
 from amc.reading import read_csv, read_json
 from amc.runs import names
-from amc.runs.records import Best, Episode, LayerRow, Provenance
+from amc.runs.journal import Journal
+from amc.runs.records import Best, LayerRow, Provenance
 
 SCHEMA = 2  # 1: searches of version 0.1
 
@@ -42,26 +42,33 @@ class Run:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, config: Config, provenance: dict[str, Any]) -> Run:
-        """A new directory with its config and provenance.
+    def create(
+        cls,
+        path: Path,
+        config: Config,
+        provenance: dict[str, Any],
+        files: Mapping[str, bytes] | None = None,
+    ) -> Run:
+        """A new directory with its config, its provenance and other files. The config comes last: a
+        directory that has one is a whole run, which can be gone on with.
 
         Raises:
             UserError: the directory exists and is not empty.
         """
         with on_disk(path):
             path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+            there = {found.name for found in path.iterdir()} - set(names.LOCKS)
+        if there:
             raise UserError(
                 f"the run directory {str(path)!r} exists and is not empty: nothing is overwritten"
             )
-        run = cls(path)
         text = to_yaml(config).encode()
+        facts = {"schema": SCHEMA, "config_sha256": hashlib.sha256(text).hexdigest(), **provenance}
+        for name, content in (files or {}).items():
+            write_bytes(path / name, content)
+        write_json(path / names.PROVENANCE, facts)
         write_bytes(path / names.CONFIG, text)
-        digest = hashlib.sha256(text).hexdigest()
-        write_json(
-            path / names.PROVENANCE, {"schema": SCHEMA, "config_sha256": digest, **provenance}
-        )
-        return run
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -72,7 +79,9 @@ class Run:
         """
         missing = [name for name in (names.CONFIG, names.PROVENANCE) if not (path / name).is_file()]
         if missing:
-            raise UserError(f"{str(path)!r} is not a run directory: it has no {missing[0]}")
+            begun = (path / names.PROVENANCE).is_file()  # it comes before the config
+            why = ", so its search was stopped before it began: start it again" if begun else ""
+            raise UserError(f"{str(path)!r} is not a run directory: it has no {missing[0]}{why}")
         run = cls(path)
         if run.provenance["config_sha256"] is None:
             raise UserError(f"{str(path)!r} is not a run directory, but a fine-tuning's")
@@ -103,21 +112,24 @@ class Run:
         write_json(self.path / names.PROVENANCE, {**self.provenance, **facts})
 
     @property
-    def has_best(self) -> bool:
-        """Whether the search has ended, at least once."""
+    def has_ended(self) -> bool:
+        """Whether the search has come to its end."""
         return (self.path / names.BEST).is_file()
 
     @property
+    def has_best(self) -> bool:
+        """Whether there is a best episode: of all, or of those before the search was stopped."""
+        return self.has_ended or self._leader() is not None
+
+    @property
     def best(self) -> dict[str, Any]:
-        """best.json.
+        """best.json; of a search that was stopped, or goes on just now, the best one so far.
 
         Raises:
             UserError: the search has no episode yet.
         """
-        if not self.has_best:
-            raise UserError(
-                f"{str(self.path)!r} has no best.json: its search has not ended an episode yet"
-            )
+        if not self.has_ended:
+            return self._so_far()
         return read_json(self.path / names.BEST, Best).as_dict()
 
     def chosen(self, episode: int | None = None) -> dict[str, Any]:
@@ -128,6 +140,13 @@ class Run:
         """
         best = self.best
         if episode is None:
+            if not self.has_ended:
+                logging.getLogger("amc").warning(
+                    "warning: the search in %s has not ended (`amc resume` goes on with it): the "
+                    "best of its %d episodes so far",
+                    self.path,
+                    len(self.lines()),
+                )
             return best
         lines = self.lines()
         if not 0 <= episode < len(lines):
@@ -142,103 +161,27 @@ class Run:
 
     # the journal
 
-    def lines(self) -> list[dict[str, Any]]:
-        """All whole episode lines; a torn last one (a run killed while writing, or one that writes
-        just now) is left out.
-
-        Raises:
-            UserError: a line before the last is damaged.
-        """
-        return self._whole()[0]
-
-    def cut_torn_line(self) -> None:
-        """Cut a torn last line off the journal. For the process that goes on with the run only."""
-        end = self._whole()[1]
-        if self._journal.is_file() and end < self._journal.stat().st_size:
-            os.truncate(self._journal, end)
-
     @property
-    def _journal(self) -> Path:
-        return self.path / names.JOURNAL
+    def journal(self) -> Journal:
+        return Journal(self.path / names.JOURNAL)
 
-    def _whole(self) -> tuple[list[dict[str, Any]], int]:
-        """The whole lines, and where they end in the file."""
-        whole: list[dict[str, Any]] = []
-        end = 0
-        raw = self._journal.read_bytes() if self._journal.is_file() else b""
-        for number, line in enumerate(raw.splitlines(keepends=True)):
-            try:
-                entry = Episode.model_validate_json(line).as_dict()
-                torn = not line.endswith(b"\n") or entry["episode"] != number
-            except ValueError:
-                torn = True
-            if torn and end + len(line) < len(raw):
-                raise UserError(
-                    f"{str(self._journal)!r} is damaged in line {number + 1}: the lines before it "
-                    "are whole"
-                )
-            if torn:
-                break
-            whole.append(entry)
-            end += len(line)
-        return whole, end
+    def lines(self) -> list[dict[str, Any]]:
+        """`Journal.lines`."""
+        return self.journal.lines()
 
     def append(self, episode: int, phase: str, outcome: Outcome) -> None:
-        """One line, on the disk when this returns.
+        """`Journal.append`."""
+        self.journal.append(episode, phase, outcome)
 
-        Raises:
-            UserError: the disk is full; the journal is as it was before.
-        """
-        path = self._journal
-        line = json.dumps({"episode": episode, "phase": phase, **outcome.as_line()}) + "\n"
-        left = line.encode()
-        with (
-            on_disk(path),
-            path.open("ab", buffering=0) as file,
-        ):  # a buffer would try again at close
-            before = file.tell()
-            try:
-                while left:
-                    left = left[file.write(left) :]
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(path, before)
-                raise
+    def repair(self) -> str:
+        """`Journal.repair`; what was derived from a damaged one goes."""
+        if not self.journal.is_damaged:
+            return ""
+        with on_disk(self.path):
+            (self.path / names.BEST).unlink(missing_ok=True)
+        return self.journal.repair()
 
     # what is derived
-
-    def write_layers(self, table: LayerTable) -> None:
-        """layers.csv: the layer table with its costs."""
-        columns = [field.name for field in fields(LayerSpec)]
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow([*columns, "macs", "params"])
-        for layer in table:
-            cells = [getattr(layer, name) for name in columns]
-            cells = [
-                "x".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in cells
-            ]
-            writer.writerow([*cells, layer.macs, layer.params])
-        blank = ["rest", "rest", *[""] * (len(columns) - 2)]
-        writer.writerow([*blank, table.rest.macs, table.rest.params])
-        write_bytes(self.path / names.LAYERS, text.getvalue().encode())
-
-    def write_best(self, baseline: Score, original: Cost) -> dict[str, Any]:
-        """best.json: of the episodes within the budget that were measured on all images, the one
-        with the highest reward, the earliest of equals.
-
-        Raises:
-            UserError: there is none.
-        """
-        candidates = [line for line in self.lines() if Outcome.from_line(line).can_be_best]
-        if not candidates:
-            raise UserError(
-                f"{str(self.path)!r} has no episode that could be measured: its journal says why"
-            )
-        before = {"search_accuracy": baseline.accuracy, **original.as_dict()}
-        best = _beside(max(candidates, key=lambda line: line["reward"]), before)
-        write_json(self.path / names.BEST, best)
-        return best
 
     def layers(self) -> list[LayerRow]:
         """The rows of layers.csv.
@@ -247,6 +190,30 @@ class Run:
             UserError: it is missing or damaged.
         """
         return read_csv(self.path / names.LAYERS, LayerRow)
+
+    def write_best(self) -> dict[str, Any]:
+        """best.json, of a search that has ended."""
+        best = self._so_far()
+        write_json(self.path / names.BEST, best)
+        return best
+
+    def _so_far(self) -> dict[str, Any]:
+        leader = self._leader()
+        if leader is None:
+            raise UserError(
+                f"the search in {str(self.path)!r} has no result yet: `amc resume {self.path}` "
+                "goes on with it, where nothing else does"
+            )
+        return _beside(leader, self.provenance["baseline"])
+
+    def _leader(self) -> dict[str, Any] | None:
+        """Of the episodes within the budget that were measured on all images the one with the
+        highest reward, the earliest of equals.
+        """
+        if self.provenance["baseline"] is None:  # stopped early, or of version 0.1
+            return None
+        candidates = [line for line in self.lines() if Outcome.from_line(line).can_be_best]
+        return max(candidates, key=lambda line: line["reward"], default=None)
 
     def profile(self) -> dict[str, float]:
         """Mean seconds an episode spends in each part: apply, repair, evaluate, agent."""
@@ -268,6 +235,21 @@ class Run:
         except Exception:
             return None
         return state
+
+
+def layers_csv(table: LayerTable) -> bytes:
+    """The layer table with its costs, as layers.csv has it."""
+    columns = [field.name for field in fields(LayerSpec)]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*columns, "macs", "params"])
+    for layer in table:
+        cells = [getattr(layer, name) for name in columns]
+        cells = ["x".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in cells]
+        writer.writerow([*cells, layer.macs, layer.params])
+    blank = ["rest", "rest", *[""] * (len(columns) - 2)]
+    writer.writerow([*blank, table.rest.macs, table.rest.params])
+    return text.getvalue().encode()
 
 
 def claim(path: Path) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 CONFIG, PROVENANCE, LAYERS = "config.yaml", "provenance.json", "layers.csv"
 JOURNAL, BEST, PICTURE = "episodes.jsonl", "best.json", "search.png"
 CHECKPOINT = "checkpoint/agent.pt"
+LOCK, WRITER = ".lock", ".writer.json"  # of the process that writes the folder
+LOCKS = LOCK, f"{LOCK}.held", WRITER  # the second stands in where a filesystem has no locks
 BASE = "base.safetensors"  # the base network's weights, kept where they come from no file
 ERRORS = "errors"  # a folder: a traceback for each episode that a plug-in failed in
 DEVICE = "device.yaml"  # a copy of the device profile

@@ -97,6 +97,7 @@ class Provenance(Record):
     warning: str | None = None
     prepared_steps: Count | None = None
     device_doubts: list[str] = []
+    baseline: Baseline | None = None  # none: stopped early, or of version 0.1
     base_sha256: str | None = None
     episode: Count | None = None  # of a fine-tuning
 
