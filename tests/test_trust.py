@@ -1,0 +1,260 @@
+"""Code is imported only where the user has named it, and only as what it should be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from zoo import command
+
+from amc import plugins
+from amc.config import load_config, parse_config
+from amc.deliver.evaluate import evaluate
+from amc.deliver.export import export
+from amc.deliver.finetune import finetune
+from amc.deliver.load import load
+from amc.errors import UserError
+from amc.registry import lookup
+from amc.search import resume, search
+
+SOURCE = """
+from pathlib import Path
+Path("canary").write_text("imported")  # in the current folder
+import torch
+from torch import nn
+from amc.agents.random import RandomAgent
+from amc.criteria.magnitude import l1
+from amc.spaces.channel import ChannelSpace
+
+class Space(ChannelSpace):
+    pass
+
+class Agent(RandomAgent):
+    pass
+
+def reward(score, cost, original, budget):
+    return score.accuracy
+
+def criterion(group, network, grams=None):
+    return l1(group, network)
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+                         nn.Flatten(), nn.Linear(128, 10))
+"""
+NAMES = {
+    "model": "model=strange:build",
+    "space": "space=strange:Space",
+    "criterion": "space.criterion=strange:criterion",
+    "agent": "agent=strange:Agent",
+    "reward": "reward=strange:reward",
+}
+TINY = [
+    "model=digits:resnet8",
+    "dataset=digits",
+    "train.epochs=1",
+    "budget.ratio=0.5",
+    "evaluate.images=60",
+    "evaluate.calibration_images=60",
+    "agent={name: random, episodes: 1}",
+    "allow_untrained=true",
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, in which a stranger's module lies."""
+    (tmp_path / "strange.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    forget(monkeypatch)
+    return tmp_path
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in another process, of somebody who has never named anything."""
+    monkeypatch.setattr(plugins, "_named", set())
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path.cwd() / "settings"))
+    monkeypatch.delitem(sys.modules, "strange", raising=False)
+
+
+def stranger(here: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> Path:
+    """The run of somebody who used code of his own; the module as it was before it was imported."""
+    config = parse_config({}, [*TINY, named])
+    path = search(config, out=here / "runs").run.path
+    export(path, ["safetensors"])
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(here / "nobody"))
+    monkeypatch.setattr(plugins, "_named", set())
+    monkeypatch.delitem(sys.modules, "strange")
+    (here / "canary").unlink()
+    return path
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_strangers_run_imports_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = stranger(here, monkeypatch, NAMES[kind])
+    for open_it in (
+        lambda: resume(path),
+        lambda: evaluate(path),
+        lambda: finetune(path, {"epochs": 1}),
+        lambda: export(path, ["safetensors"]),
+        lambda: evaluate(path / "export"),
+    ):
+        with pytest.raises(UserError, match=rf"the {kind} 'strange:\w+' would import strange \(/"):
+            open_it()
+    for name in ("report", "pareto", "compare"):
+        done = command(name, str(path), cwd=here)
+        assert done.returncode == 0, done.stderr
+    if kind in ("model", "space"):
+        with pytest.raises(UserError, match="say --trust"):
+            load(path)
+    else:
+        load(path)
+    assert not (here / "canary").exists()
+    assert evaluate(path, trust=True)["macs"], "with trust all is as it was"
+    assert (here / "canary").exists()
+
+
+def test_a_strangers_config_imports_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "his.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": "digits:resnet8",
+                "dataset": "digits",
+                "budget": {"ratio": 0.5},
+                "agent": {"name": "strange:Agent"},
+            }
+        )
+    )
+    for arguments in (["show"], ["search"], ["sweep"], ["profile"]):
+        done = command(*arguments, "his.yaml", cwd=here)
+        assert done.returncode == 2 and "agent 'strange:Agent' would import" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert not (here / "canary").exists()
+    done = command("show", "his.yaml", "--trust", cwd=here)
+    assert done.returncode == 0 and (here / "canary").exists()
+    (here / "canary").unlink()
+    assert command("show", "his.yaml", cwd=here).returncode == 0, "it was trusted once"
+    (here / "canary").unlink()
+    other = here / "other"
+    other.mkdir()
+    (other / "strange.py").write_text(SOURCE)
+    done = command("show", str(here / "his.yaml"), cwd=other)
+    assert done.returncode == 2, "the same name, but another file"
+    assert not (other / "canary").exists()
+
+
+def test_ones_own_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was named on the command line is known in the next process."""
+    named = [NAMES["agent"], "agent.episodes=1", NAMES["reward"]]
+    preset = "digits_resnet8_channel_macs50"
+    done = command("search", preset, *TINY[2:6], *named, cwd=here)
+    assert done.returncode == 0, done.stderr
+    (path,) = (here / "runs" / preset).glob("s*")
+    done = command("resume", str(path), cwd=here)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os:abort", "sys:exit", "builtins:exec", "subprocess:run", "posix:abort", "os.path:join"],
+)
+@pytest.mark.parametrize("kind", ["space", "agent", "reward", "criterion", "model", "runtime"])
+def test_parts_of_python_are_no_plug_ins(name: str, kind: str) -> None:
+    plugins.allow(name)
+    with pytest.raises(UserError, match=r"is a part of Python, not a"):
+        plugins.imported(name, kind)
+
+
+def test_plug_ins_are_what_they_should_be(here: Path) -> None:
+    plugins.allow({"a": ["strange:reward", "strange:Space", "strange:build", "strange:Agent"]})
+    for kind, name, why in (
+        ("space", "strange:reward", "it is not a class"),
+        ("space", "strange:Agent", "it has no find_decisions"),
+        ("agent", "strange:Space", "it has no run"),
+        ("reward", "strange:build", "it cannot be called with 4 arguments"),
+        ("model", "strange:reward", "it cannot be called with no argument"),
+        ("criterion", "strange:build", "it cannot be called with 3 arguments"),
+        ("runtime", "strange:build", "it is not a class"),
+    ):
+        with pytest.raises(UserError, match=f"'{name}' is no {kind}: {why}"):
+            plugins.imported(name, kind)
+    for kind, name in (("space", "strange:Space"), ("agent", "strange:Agent")):
+        assert lookup(kind, name).__name__ == name.partition(":")[2]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("line", ["raise SystemExit(0)", "1 / 0", "import nowhere_at_all", "("])
+def test_a_module_that_cannot_be_imported(here: Path, line: str) -> None:
+    (here / "broken_one.py").write_text(line)
+    plugins.allow("broken_one:Space")
+    sys.modules.pop("broken_one", None)
+    with pytest.raises(UserError, match=r"importing the space 'broken_one:Space' raised \w+"):
+        lookup("space", "broken_one:Space")
+
+
+@pytest.mark.parametrize("name", ["nowhere_at_all:X", ":X", "a b:X", "strange.deeper:X", "..:X"])
+def test_modules_that_are_not_there(here: Path, name: str) -> None:
+    plugins.allow(name)
+    with pytest.raises(UserError, match="unknown space"):
+        lookup("space", name)
+    assert not (here / "canary").exists(), "a parent is not imported to look into it"
+
+
+def test_an_export_that_names_code(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse_config({}, TINY)
+    path = search(config, out=here / "runs").run.path
+    export(path, ["safetensors"])
+    file = path / "export" / "strategy.json"
+    good = json.loads(file.read_text())
+    monkeypatch.setattr(plugins, "_named", set())
+    for key in ("model", "space"):
+        for name in ("strange:build", "strange:Space", "os:abort"):
+            file.write_text(json.dumps({**good, key: name}))
+            with pytest.raises(UserError, match=r"would import|is a part of Python"):
+                load(path / "export")
+    assert not (here / "canary").exists()
+
+
+def test_the_memory_of_plug_ins_may_be_damaged_or_not_writable(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = here / "settings" / "amc" / "plugins.json"
+    memory.parent.mkdir(parents=True)
+    for content in ("", "{", "[1]", "[[1, 2, 3]]", "{}", "[" * 100_000):
+        memory.write_text(content)
+        with pytest.raises(UserError, match="would import"):
+            lookup("space", "strange:Space")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(here / "strange.py"))  # a file
+    plugins.allow("strange:Space")
+    lookup("space", "strange:Space")
+
+
+def test_a_config_read_as_a_file_names_nothing(here: Path) -> None:
+    (here / "his.yaml").write_text("{model: m, budget: {ratio: 0.5}, reward: 'strange:reward'}")
+    with pytest.raises(UserError, match="the reward 'strange:reward' would import"):
+        load_config("his.yaml")
+    with pytest.raises(UserError, match="the reward 'strange:reward' would import"):
+        search("his.yaml")
+    assert load_config("his.yaml", ["reward=strange:reward"])[1].reward == "strange:reward"
+
+
+def test_looking_for_a_module_runs_nothing(here: Path) -> None:
+    """Not even in a process that has imported nothing yet."""
+    (here / "package").mkdir()
+    (here / "package" / "__init__.py").write_text("raise SystemExit(3)")
+    (here / "package" / "inner.py").write_text("raise SystemExit(4)")
+    code = (
+        "from amc.plugins import imported\nfrom amc.errors import UserError\n"
+        "try: imported('package.inner:X', 'space')\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False
+    )
+    assert done.returncode == 0 and "would import package.inner" in done.stdout
