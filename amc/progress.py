@@ -109,7 +109,9 @@ class ConsoleReport:
             left = spent / max(done - self._first, 1) * (total - done)
             if spent > 2:
                 self.console.print(
-                    f"{what}: {done}/{total}, {spent:.0f} s, {left:.0f} s left", highlight=False
+                    f"{what}: {done}/{total}, {spent:.0f} s, {left:.0f} s left",
+                    highlight=False,
+                    markup=False,
                 )
         if done >= total:
             self.close()
@@ -117,7 +119,7 @@ class ConsoleReport:
     def _draw(self, what: str, done: int, total: int) -> None:
         if self._bar is None:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from amc.cli import searching, results, comparing, checking  # isort: skip - the order in --help
-from amc.cli.console import Interrupted, app, err
+from amc.cli.console import Interrupted, app, err, say
 from amc.errors import UserError
 
 __all__ = ["app", "checking", "comparing", "main", "results", "searching"]
@@ -21,10 +21,10 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        err.print(f"amc: {error}", highlight=False, markup=False, soft_wrap=True)
+        say(f"amc: {error}", to=err)
         sys.exit(2)
     except Interrupted as error:
-        err.print(f"amc: {error}", highlight=False, markup=False, soft_wrap=True)
+        say(f"amc: {error}", to=err)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)

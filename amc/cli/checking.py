@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, out, print_result
+from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, print_result, say
 from amc.errors import UserError
 from amc.progress import ConsoleReport
 from amc.views import tables
@@ -58,13 +58,13 @@ def profile(
     space = untrained_space(config_of(source, overrides or [], trust), _shape(shape), report)
     if emit is not None:
         count = emit_bench(space, emit, batch, report=report)
-        return out.print(f"{count} ONNX files; what to do with them: {emit / 'README.md'}")
+        return say(f"{count} ONNX files; what to do with them: {emit / 'README.md'}")
     if device is None:
         ms = time_of(make_runtime(runtime, threads), space.network, batch)
         costs = {**space.cost({}).as_dict(), "latency_ms": ms}
         print_result(tables.layers(space.network.table, ms), costs, as_json)
         if doubt := space.network.table.rest.doubt:
-            err.print(f"warning: {doubt}", soft_wrap=True)
+            say(f"warning: {doubt}", to=err)
         return None
     path = profile_path(device)
     try:
@@ -86,10 +86,10 @@ def check(space: Annotated[str, typer.Argument(help="a space by name, or module:
     try:
         done = check_space(lookup("space", space))
     except AssertionError as error:
-        err.print(f"[red]{space} does not conform[/]: {error}", highlight=False)
+        say((f"{space} does not conform", "red"), f": {error}", to=err)
         raise typer.Exit(1) from None
     for line in done:
-        out.print(f"[green]ok[/]  {line}", highlight=False)
+        say(("ok", "green"), f"  {line}")
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -112,4 +112,4 @@ def _print_profile(profile: DeviceProfile, path: Path, as_json: bool) -> None:
     fits = {name: fit.model_dump(mode="json") for name, fit in profile.networks.items()}
     print_result(tables.fidelity(profile), {"device": str(path), "networks": fits}, as_json)
     if not as_json:
-        out.print(f"device profile: [bold]{path}[/] ({picture})", highlight=False, soft_wrap=True)
+        say("device profile: ", (str(path), "bold"), f" ({picture})")

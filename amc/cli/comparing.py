@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from amc.cli.console import Json, app, out, print_result
+from amc.cli.console import Json, app, out, print_result, say
 from amc.errors import UserError
 from amc.views import tables
 
@@ -38,13 +38,11 @@ def compare(
     }
     print_result(tables.standings(found), summary, as_json)
     if not as_json:
-        out.print(
+        say(
             "runs: seeds x evaluations; ±: 95% interval of the mean; behind: the first, by seed; "
-            "effect: Cliff's delta (+1: every run of the first is better); p: Wilcoxon's rank sum",
-            highlight=False,
-            soft_wrap=True,
+            "effect: Cliff's delta (+1: every run of the first is better); p: Wilcoxon's rank sum"
         )
-        out.print(f"written to [bold]{to}[/] (compare.png shows the curves)", highlight=False)
+        say("written to ", (str(to), "bold"), " (compare.png shows the curves)")
 
 
 @app.command()
@@ -80,11 +78,11 @@ def pareto(
     print_result(tables.hypervolumes(rows), summary, as_json)
     if not as_json:
         cost, accuracy = found.reference
-        out.print(
+        say(
             f"hypervolume: between the front and {cost:g} of the cost at {accuracy:.2%} accuracy; "
-            f"written to [bold]{to}[/] (pareto.png shows the fronts)",
-            highlight=False,
-            soft_wrap=True,
+            "written to ",
+            (str(to), "bold"),
+            " (pareto.png shows the fronts)",
         )
 
 

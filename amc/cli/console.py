@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     add_completion=False,
@@ -16,8 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="AutoML model compression by reinforcement learning: a smaller network within a budget.",
 )
-out = Console()
-err = Console(stderr=True)
+# What is printed stands as it is: brackets and colons in a path are neither markup nor emoji.
+out = Console(markup=False, emoji=False)
+err = Console(markup=False, emoji=False, stderr=True)
 
 Overrides = Annotated[
     list[str] | None,
@@ -36,6 +40,16 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the
 
 class Interrupted(Exception):
     """Ctrl-C, after what was done is saved; the message says how to go on."""
+
+
+def say(*parts: str | tuple[str, str], to: Console = out) -> None:
+    """One line, of text and (text, style), however long it is."""
+    to.print(Text.assemble(*parts), highlight=False, soft_wrap=True)
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def print_result(table: Table, result: dict[str, Any], as_json: bool) -> None:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, out, print_result
+from amc.cli.console import (
+    Interrupted,
+    Json,
+    Overrides,
+    Trust,
+    app,
+    err,
+    out,
+    print_result,
+    quoted,
+    say,
+)
 from amc.progress import ConsoleReport
 from amc.views import tables
 
@@ -70,16 +81,16 @@ def finetune(
         )
     except KeyboardInterrupt:
         report.close()
-        where = _of(episode) + ("" if to is None else f" --out {to}")
-        raise Interrupted(f"stopped; go on with: amc finetune {run}{where}") from None
+        where = _of(episode) + ("" if to is None else f" --out {quoted(to)}")
+        raise Interrupted(f"stopped; go on with: amc finetune {quoted(run)}{where}") from None
     if not result.first:  # of several processes one speaks
         return
     metrics = result.metrics
     print_result(tables.finetuned(metrics), {"path": str(result.path), **metrics}, as_json)
     if not as_json:
-        out.print(f"fine-tuned: [bold]{result.path}[/]", soft_wrap=True, highlight=False)
-        where = _of(episode) + ("" if to is None else f" --finetuned {to}")
-        out.print(f"next: amc export {run}{where}", soft_wrap=True, highlight=False)
+        say("fine-tuned: ", (str(result.path), "bold"))
+        where = _of(episode) + ("" if to is None else f" --finetuned {quoted(to)}")
+        say(f"next: amc export {quoted(run)}{where}")
 
 
 @app.command()
@@ -112,11 +123,8 @@ def export(
     tables.add_costs(table, metrics["baseline"], metrics)
     tables.add_measured(table, metrics["measured_latency_ms"])
     out.print(table)
-    out.print(
-        f"exported to [bold]{Run(run).folder(episode) / 'export'}[/] (README.md is its model card)",
-        soft_wrap=True,
-        highlight=False,
-    )
+    folder = Run(run).folder(episode) / "export"
+    say("exported to ", (str(folder), "bold"), " (README.md is its model card)")
 
 
 def _of(episode: int | None) -> str:
@@ -130,4 +138,4 @@ def report(
     """Write one self-contained HTML page of a run, or of all runs in a folder."""
     from amc.views.page import report as write_report
 
-    out.print(f"written: [bold]{write_report(run)}[/]", soft_wrap=True, highlight=False)
+    say("written: ", (str(write_report(run)), "bold"))

@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, out, print_result
+from amc.cli.console import (
+    Interrupted,
+    Json,
+    Overrides,
+    Trust,
+    app,
+    err,
+    out,
+    print_result,
+    quoted,
+    say,
+)
 from amc.progress import Board, ConsoleReport
 from amc.views import tables
 
@@ -52,7 +63,7 @@ def list_names() -> None:
     ]
     table = Table(show_header=False, box=None)
     for kind, names in rows:
-        table.add_row(f"[bold]{kind}[/]", "\n".join(names))
+        table.add_row(Text(kind, "bold"), "\n".join(names))
     out.print(table)
 
 
@@ -68,7 +79,7 @@ def show(preset: str, overrides: Overrides = None, trust: Trust = False) -> None
     for key, value, meaning in describe(config):
         is_list = isinstance(value, list | tuple)
         text = f"[{', '.join(map(str, value))}]" if is_list else str(value)  # as it is typed
-        table.add_row(key, "none" if value is None else escape(text), meaning)
+        table.add_row(key, "none" if value is None else text, meaning)
     out.print(table)
 
 
@@ -156,11 +167,11 @@ def sweep(
     ]
     print_result(_progress(found), {"folder": str(found.folder), "runs": rows}, as_json)
     for one in found.failed:
-        err.print(f"amc: {one.name}, seed {one.config.seed}: {one.error}", soft_wrap=True)
+        say(f"amc: {one.name}, seed {one.config.seed}: {one.error}", to=err)
     if found.failed:
         raise typer.Exit(1)
     if not as_json:
-        out.print(f"next: amc pareto {found.folder}", soft_wrap=True, highlight=False)
+        say(f"next: amc pareto {quoted(found.folder)}")
 
 
 def _progress(found: Sweep) -> Table:
@@ -185,7 +196,7 @@ def how_to_resume(path: Path) -> str:
     runs = [path] if is_run else sorted(path.glob("s*"), key=lambda p: p.stat().st_mtime)
     if not runs:
         return "stopped before the search began"
-    return f"stopped; go on with: amc resume {runs[-1]}"
+    return f"stopped; go on with: amc resume {quoted(runs[-1])}"
 
 
 def _closing(result: Any, as_json: bool) -> None:
@@ -204,24 +215,20 @@ def _closing(result: Any, as_json: bool) -> None:
     latency = problem.measured_latency(structure_of(problem.space, best["strategy"]))
     tables.add_measured(table, latency)
     for layer, why in list(problem.space.left_alone.items())[:5]:
-        err.print(f"left alone: {layer}: {why}", highlight=False, soft_wrap=True)
+        say(f"left alone: {layer}: {why}", to=err)
     if warning := run.provenance["warning"]:
-        err.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+        say(f"warning: {warning}", to=err)
     profile = run.profile()
     summary = {"run": str(run.path), **best, "measured_latency_ms": latency}
     summary["episode_profile"] = profile
     print_result(table, summary, as_json)
     if note := run.provenance["precision_note"]:
-        err.print(f"precision: {note}", highlight=False, soft_wrap=True)
+        say(f"precision: {note}", to=err)
     if not as_json:
         total = sum(profile.values())
         parts = ", ".join(f"{part} {value / total:.0%}" for part, value in profile.items())
-        out.print(f"an episode took {total:.2f} s: {parts}", highlight=False, soft_wrap=True)
-        out.print(
-            f"run: [bold]{run.path}[/] (search.png shows the search)",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"an episode took {total:.2f} s: {parts}")
+        say("run: ", (str(run.path), "bold"), " (search.png shows the search)")
         of = " --episode N" if budget.is_range else ""
-        after = f"next: amc finetune {run.path}{of}, then amc export {run.path}{of}"
-        out.print(after, highlight=False, soft_wrap=True)
+        path = quoted(run.path)
+        say(f"next: amc finetune {path}{of}, then amc export {path}{of}")

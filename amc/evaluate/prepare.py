@@ -165,6 +165,11 @@ def check_alike(network: Network, images: Tensor, original: nn.Module | None) ->
     name, few = network.name, images[: max(1, len(images) // 4)]
     with evaluating(network.model):
         outputs, again, part = (network.model(x) for x in (images, images, few))
+    if wrong := int((~torch.isfinite(outputs).flatten(1).all(1)).sum()):
+        raise UserError(
+            f"the network {name!r} gives NaN or infinity for {wrong} of {len(images)} images: look "
+            "at its weights, and at how the images are normalised"
+        )
     if apart(again, outputs) > 1e-6:
         raise UserError(
             f"the network {name!r} gives other outputs for the same images when it is called again "

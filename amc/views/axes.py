@@ -21,7 +21,11 @@ _PHASES = {"warmup": ("#9aa5b1", "random warm-up"), "explore": ("#2b6cb0", "agen
 
 
 def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]) -> None:
-    """Search accuracy over the episodes, the best so far, uniform and the baseline."""
+    """Search accuracy over the episodes, the best so far, uniform and the baseline. Episodes that
+    failed have none.
+    """
+    last = lines[-1]["episode"]
+    lines = [line for line in lines if line["search_accuracy"] is not None]
     for phase in dict.fromkeys(line["phase"] for line in lines if line["phase"] != "uniform"):
         chosen = [line for line in lines if line["phase"] == phase]
         color, label = _PHASES.get(phase, ("#2b6cb0", phase))
@@ -36,7 +40,7 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
     walked = [line for line in lines if Outcome.from_line(line).can_be_best]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
     axes.step(
-        [*(line["episode"] for line in walked), lines[-1]["episode"]],
+        [*(line["episode"] for line in walked), last],
         [*running, running[-1]],
         where="post",
         color=rcParams["text.color"],

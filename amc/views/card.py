@@ -11,6 +11,7 @@ from amc.cost.cost import LABELS, ON_PAPER
 from amc.runs.directory import Run
 from amc.spaces.base import CompressionSpace
 from amc.training.settings import FinetuneConfig
+from amc.views.markdown import code, literal
 
 
 def model_card(
@@ -35,7 +36,7 @@ def model_card(
     budget = run.config.budget.metric
     part = f"{metrics['cost_ratios'][budget]:.1%} of its {LABELS[budget]}"
     parts = [
-        f"# {name} at {part}",
+        f"# {literal(name)} at {part}",
         _table(metrics),
         "## Use",
         _use(description, metrics, files),
@@ -64,11 +65,9 @@ def _table(metrics: Mapping[str, Any]) -> str:
         before, after = metrics["baseline"][key], metrics[key]
         rows.append((LABELS[key], f"{before:,}", f"{after:,}", f"{after / before:.3f}"))
     if (times := metrics["measured_latency_ms"]) is not None:
-        how = (
-            f"latency, ms ({times['runtime']}, threads {times['threads']}, batch {times['batch']})"
-        )
+        how = f"{times['runtime']}, threads {times['threads']}, batch {times['batch']}"
         both = f"{times['baseline']:.3f}", f"{times['compressed']:.3f}"
-        rows.append((how, *both, f"{times['ratio']:.3f}"))
+        rows.append((f"latency, ms ({literal(how)})", *both, f"{times['ratio']:.3f}"))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
         f"{table}\n\nMACs, parameters and memory are of one image in fp32. Latency: both networks "
@@ -93,7 +92,7 @@ def _use(description: Mapping[str, Any], metrics: Mapping[str, Any], files: Sequ
         (
             "model.safetensors",
             f'`amc.load("this folder"{given})` gives an ordinary `nn.Module` in '
-            f"{description['dtype']}",
+            f"{literal(description['dtype'])}",
             None,
         ),
         ("model.onnx", "ONNX", "onnx"),
@@ -108,7 +107,7 @@ def _use(description: Mapping[str, Any], metrics: Mapping[str, Any], files: Sequ
                 note += "; " + checked.format(*agreement)
             lines.append(note)
     for name, reason in metrics["failed_formats"].items():
-        lines.append(f"- {name}: the network could not be exported (`{reason}`)")
+        lines.append(f"- {name}: the network could not be exported ({code(reason)})")
     return "\n".join(lines)
 
 
@@ -120,13 +119,17 @@ def _made(description: Mapping[str, Any], run: Run, settings: FinetuneConfig | N
     torch = made["packages"].get("torch", "unknown")
     origin = "trained in the run" if config.model else "given from Python"
     weights = description["weights"] or config.weights or origin
-    lines = [
-        f"- searched by `{config.agent['name']}` in the action space `{config.space['name']}`, "
-        f"seed {config.seed}, run `{run.path.name}`: `{command}`",
-        f"- data: {config.dataset or 'given from Python'}; weights before compression: {weights}",
-        f"- amc {made['amc']}, torch {torch}, Python {made['python']}, "
+    where = (
+        f"amc {made['amc']}, torch {torch}, Python {made['python']}, "
         f"{made['machine'].get('processor')}, {made['started'][:10]}"
-        + (f", commit {made['git_commit'][:12]}" if made["git_commit"] else ""),
+    ) + (f", commit {made['git_commit'][:12]}" if made["git_commit"] else "")
+    lines = [
+        f"- searched by {code(config.agent['name'])} in the action space "
+        f"{code(config.space['name'])}, seed {config.seed}, run {code(run.path.name)}: "
+        f"{code(command)}",
+        f"- data: {literal(config.dataset or 'given from Python')}; weights before compression: "
+        f"{literal(weights)}",
+        "- " + literal(where),
     ]
     if settings is None:
         lines.append("- not fine-tuned")
@@ -135,7 +138,7 @@ def _made(description: Mapping[str, Any], run: Run, settings: FinetuneConfig | N
         own = {k: v for k, v in settings.model_dump().items() if v != defaults[k]}
         changed = ", ".join(f"{key} {value}" for key, value in own.items())
         lines.append(f"- fine-tuned for {settings.epochs} epochs, learning rate {settings.lr:g}")
-        lines[-1] += f" (not by default: {changed})" if changed else ""
+        lines[-1] += f" (not by default: {literal(changed)})" if changed else ""
     return "\n".join(lines)
 
 
@@ -144,5 +147,5 @@ def _strategy(description: Mapping[str, Any], space: CompressionSpace) -> str:
     for decision in space.decisions:
         choice = description["strategy"][decision.name]
         ratio = space.encode(decision, choice)
-        rows.append(f"| {decision.name} | {choice} | {decision.choices[-1]} | {ratio:.3f} |")
+        rows.append(f"| {code(decision.name)} | {choice} | {decision.choices[-1]} | {ratio:.3f} |")
     return "\n".join(rows)

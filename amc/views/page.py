@@ -1,20 +1,17 @@
 """One HTML page of a run, or of a folder of runs: self-contained, for a phone and a desk, light and
-dark.
+dark. It is built of `Markup`, which escapes all that is put into it and is no markup itself.
 """
 
 from __future__ import annotations
 
-import html
 import io
 import json
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
 from amc.analysis.compare import Comparison, compare
 from amc.analysis.pareto import Pareto, pareto
@@ -34,10 +31,11 @@ from amc.views.axes import (
     draw_seconds,
     draw_widths,
 )
+from amc.views.elements import details, document, paragraph, pre, side_by_side, table
+from amc.views.figures import figure_of
 
 FILE = "report.html"
 _INK = "#010203"  # what is drawn in it takes the page's own colour
-_LOCK = threading.Lock()  # matplotlib's settings are global
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -50,21 +48,6 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_CSS = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 1rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.pictures { display: grid; gap: 1rem; margin-top: 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
-figure { margin: 0; } figcaption { font-size: .85rem; opacity: .8; }
-svg { width: 100%; height: auto; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem .25rem 0; text-align: left;
-  font-variant-numeric: tabular-nums; }
-td.number, th.number { text-align: right; }
-pre { background: var(--soft); overflow-x: auto; padding: .75rem; font-size: .8rem; }
-details { margin: .75rem 0; } summary { cursor: pointer; }
-"""
 
 
 def report(path: str | Path) -> Path:
@@ -83,19 +66,13 @@ def report(path: str | Path) -> Path:
         raise UserError(f"{str(folder)!r} holds no run that has ended")
     alone = len(runs) == 1 and runs[0].path == folder
     parts = _of_run(ended[0]) if alone else _of_runs(folder, ended, len(runs))
-    name = html.escape(folder.resolve().name)
-    title = f"{html.escape(folder.resolve().parent.name)} {name}" if alone else name
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_CSS}</style></head><body><h1>{title}</h1>"
-        f"{''.join(parts)}</body></html>\n"
-    )
-    write_bytes(folder / FILE, page.encode())
+    name = folder.resolve().name
+    title = f"{folder.resolve().parent.name} {name}" if alone else name
+    write_bytes(folder / FILE, document(title, parts).encode("utf-8", "replace"))
     return folder / FILE
 
 
-def _of_run(run: Run) -> list[str]:
+def _of_run(run: Run) -> list[Markup]:
     best, config = run.best, run.config
     budget = config.budget
     limit = budget.label + (" of its" if budget.ratio is not None else "")
@@ -104,14 +81,16 @@ def _of_run(run: Run) -> list[str]:
         for (name, choice), ratio in zip(best["strategy"].items(), best["ratios"], strict=True)
     ]
     return [
-        f"<p>{html.escape(str(config.model or 'a network given from Python'))} within {limit} "
-        f"{LABELS[budget.metric]}, by {html.escape(config.agent['name'])}, seed {config.seed}: "
-        f"episode {best['episode']} of {len(run.lines()) - 1} has the highest reward.</p>",
-        _table(("", "original", "compressed", "ratio"), _measured(run)),
-        f'<div class="pictures">{"".join(_pictures(run))}</div>',
-        _details("Strategy", _table(("decision", "choice", "keep ratio"), strategy)),
-        _details("Configuration", _pre(to_yaml(config))),
-        _details("Provenance", _pre(json.dumps(run.provenance, indent=2))),
+        paragraph(
+            f"{config.model or 'a network given from Python'} within {limit} "
+            f"{LABELS[budget.metric]}, by {config.agent['name']}, seed {config.seed}: "
+            f"episode {best['episode']} of {len(run.lines()) - 1} has the highest reward."
+        ),
+        table(("", "original", "compressed", "ratio"), _measured(run)),
+        side_by_side(_pictures(run)),
+        details("Strategy", table(("decision", "choice", "keep ratio"), strategy)),
+        details("Configuration", pre(to_yaml(config))),
+        details("Provenance", pre(json.dumps(run.provenance, indent=2))),
     ]
 
 
@@ -130,7 +109,7 @@ def _measured(run: Run) -> list[tuple[str, ...]]:
     return rows
 
 
-def _pictures(run: Run) -> list[str]:
+def _pictures(run: Run) -> list[Markup]:
     best, budget = run.best, run.config.budget
     front = pareto([run.path], budget.metric)
     found = [
@@ -148,13 +127,13 @@ def _pictures(run: Run) -> list[str]:
     return found
 
 
-def _picks(front: Pareto) -> str:
+def _picks(front: Pareto) -> Markup:
     return _picture(
         "picks", lambda axes: draw_picks(axes, front.picks), "what is kept within each budget"
     )
 
 
-def _widths(run: Run) -> str:
+def _widths(run: Run) -> Markup:
     widths = {
         row["name"]: row["out_channels"]
         for row in pd.read_csv(run.path / names.LAYERS).to_dict("records")
@@ -163,7 +142,7 @@ def _widths(run: Run) -> str:
     return _picture("widths", lambda axes: draw_widths(axes, run.best, widths), caption)
 
 
-def _finetuning(folder: Path) -> str:
+def _finetuning(folder: Path) -> Markup:
     epochs = pd.read_csv(folder / names.LOG).astype(object)
     rows: Any = epochs.where(epochs.notna(), None).to_dict("records")
     before = json.loads((folder / names.BEFORE).read_text(encoding="utf-8"))
@@ -191,7 +170,7 @@ def _tested(run: Run) -> list[tuple[str, ...]]:
     return []
 
 
-def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[str]:
+def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[Markup]:
     rows = []
     for run in runs:
         best, budget = run.best, run.config.budget
@@ -215,13 +194,13 @@ def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[str]:
     ]
     cost, accuracy = front.reference
     return [
-        f"<p>{len(runs)} of {every} runs have ended.</p>",
-        f'<div class="pictures">{"".join(pictures)}</div>',
-        "<h2>Hypervolume</h2>",
-        _table(("agent", "seeds", "hypervolume", "of the best"), volumes),
-        f"<p>Between the front and {cost:g} of the cost at {accuracy:.2%} accuracy.</p>",
-        "<h2>Runs</h2>",
-        _table(("agent", "seed", "budget", "best episode", "ratio", "search accuracy"), rows),
+        paragraph(f"{len(runs)} of {every} runs have ended."),
+        side_by_side(pictures),
+        Markup("<h2>Hypervolume</h2>"),
+        table(("agent", "seeds", "hypervolume", "of the best"), volumes),
+        paragraph(f"Between the front and {cost:g} of the cost at {accuracy:.2%} accuracy."),
+        Markup("<h2>Runs</h2>"),
+        table(("agent", "seed", "budget", "best episode", "ratio", "search accuracy"), rows),
     ]
 
 
@@ -233,7 +212,7 @@ def _comparison(runs: Sequence[Run]) -> Comparison | None:
         return None
 
 
-def _comparison_picture(within: str, found: Comparison) -> str:
+def _comparison_picture(within: str, found: Comparison) -> Markup:
     caption = f"the best so far over evaluations, within {within}"
     return _picture(f"curves{within}", lambda axes: _curves(axes, found), caption)
 
@@ -243,46 +222,23 @@ def _curves(axes: Any, found: Comparison) -> None:
     axes.legend(fontsize=8)
 
 
-def _front(found: Pareto) -> str:
+def _front(found: Pareto) -> Markup:
     caption = f"fronts over {found.metric}; grey: of all strategies"
     return _picture("pareto", lambda axes: draw_pareto(axes, found), caption)
 
 
-def _picture(name: str, draw: Callable[[Any], None], caption: str) -> str:
+def _picture(name: str, draw: Callable[[Any], None], caption: str) -> Markup:
     """An inline SVG whose ink is the page's own colour."""
     buffer = io.StringIO()
-    with _LOCK, matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    with figure_of((5.2, 3.4), {**_STYLE, "svg.hashsalt": name}) as figure:
         draw(figure.subplots())
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    svg = text[text.index("<svg") :].replace(_INK, "currentColor")
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(caption)}" ', 1)
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = ["", *(' class="number"' for _ in cells[1:])]
-        inner = (
-            f"<{tag}{kind}>{html.escape(cell)}</{tag}>"
-            for cell, kind in zip(cells, kinds, strict=True)
-        )
-        return f"<tr>{''.join(inner)}</tr>"
-
-    body = "".join(row(cells, "td") for cells in rows)
-    return (
-        f'<div class="scroll"><table><thead>{row(head, "th")}</thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
-
-
-def _pre(text: str) -> str:
-    return f"<pre>{html.escape(text)}</pre>"
+    svg = text[text.index("<svg") + 5 :].replace(_INK, "currentColor")
+    return Markup(
+        '<figure><svg role="img" aria-label="{caption}" {svg}'
+        "<figcaption>{caption}</figcaption></figure>"
+    ).format(caption=caption, svg=Markup(svg))  # matplotlib escapes what it writes
 
 
 def _percent(line: dict[str, Any]) -> str:

@@ -15,7 +15,10 @@ from zoo import Mine, command, config_of
 from amc.data.datasets import Dataset
 from amc.deliver.finetune import finetune
 from amc.errors import UserError
+from amc.runs.directory import Run
 from amc.search import search
+from amc.views.axes import draw_search
+from amc.views.figures import figure_of
 from amc.views.page import report
 
 CHROMIUM = next(
@@ -125,3 +128,18 @@ def test_in_a_browser(runs: Path, tmp_path: Path, width: int, scheme: int) -> No
     needed, has, text, ink = found[1].split("|")
     assert int(needed) <= int(has) <= width
     assert text == ink == ("rgb(0, 0, 0)" if scheme else "rgb(255, 255, 255)")
+
+
+def test_episodes_that_failed_are_left_out_of_the_picture(runs: Path) -> None:
+    run = Run(next((runs / "random_0.4").glob("s0*")))
+    lines = run.lines()
+    failed = dict.fromkeys(("search_accuracy", "cross_entropy", "kl", "reward"))
+    drawn = []
+    for changed in (lines, [*lines[:2], {**lines[2], **failed}, *lines[3:], lines[-1] | failed]):
+        with figure_of((4, 3)) as figure:
+            axes = figure.subplots()
+            draw_search(axes, changed, run.best)
+            drawn.append(
+                sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() == ".")
+            )
+    assert drawn == [len(lines) - 1, len(lines) - 2]  # the first one is uniform, a level
