@@ -199,6 +199,12 @@ class Run:
 
     def _so_far(self) -> dict[str, Any]:
         leader = self._leader()
+        reasons = [line["failed"] for line in self.lines()]
+        if leader is None and reasons and all(reasons):
+            raise UserError(
+                f"none of the {len(reasons)} episodes of {str(self.path)!r} could be measured (the "
+                f"last: {reasons[-1]})"
+            )
         if leader is None:
             raise UserError(
                 f"the search in {str(self.path)!r} has no result yet: `amc resume {self.path}` "
