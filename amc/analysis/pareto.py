@@ -6,6 +6,7 @@ several, are the strategies to which no other is better in both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -175,7 +176,7 @@ def pareto(
     original = networks[0][metric]
     accuracy = float(np.mean([run.best["baseline"]["search_accuracy"] for run in runs]))
     if reference is None:
-        reference = 1.0, 1.0 / runs[0].provenance["classes"]
+        reference = 1.0, 1.0 / (runs[0].provenance["classes"] or math.inf)
     points: list[Point] = []
     picks: list[Pick] = []
     for run, label in zip(runs, labels_of(runs), strict=True):
@@ -185,6 +186,10 @@ def pareto(
         own = [_point(run, agent, line, metric, original) for line in lines]
         points += own
         picks += _picks(run, lines, own)
+    if not points:
+        raise UserError(
+            f"no strategy of {str(runs[0].path)!r} counts: none was measured within its budget"
+        )
     return Pareto(metric, original, accuracy, reference, tuple(points), tuple(picks))
 
 

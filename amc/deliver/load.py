@@ -20,7 +20,7 @@ from amc.plugins import allow
 from amc.reading import damaged, read_json
 from amc.registry import KNOWN, lookup
 from amc.runs import names
-from amc.runs.records import Record, Size
+from amc.runs.records import Record, Width
 from amc.search import SearchResult
 
 
@@ -30,8 +30,8 @@ class Description(Record):
     schema_: Annotated[int, Field(alias="schema", ge=1)]
     model: str | None
     weights: str | None = None  # exports of version 0.1 know of none but the search's
-    classes: Size
-    input_shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    classes: Width
+    input_shape: Annotated[list[Width], Field(min_length=3, max_length=3)]
     mean: list[float]
     std: list[float]
     dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"

@@ -130,7 +130,13 @@ class Run:
         """
         if not self.has_ended:
             return self._so_far()
-        return read_json(self.path / names.BEST, Best).as_dict()
+        best = read_json(self.path / names.BEST, Best)
+        if best.episode >= len(self.lines()):
+            raise UserError(
+                f"{str(self.path / names.BEST)!r} is of episode {best.episode}, but the journal "
+                f"has {len(self.lines())}: it was cut, or is another run's"
+            )
+        return best.as_dict()
 
     def chosen(self, episode: int | None = None) -> dict[str, Any]:
         """An episode as best.json has it; none: the best one.

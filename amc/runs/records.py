@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Part = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**60)]
 Amount = Annotated[float, Field(ge=0, le=1e18)]
-Size = Annotated[int, Field(ge=1, le=2**20)]
+Size = Annotated[int, Field(ge=1, le=2**60)]
+Width = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class Record(BaseModel):
@@ -37,6 +38,10 @@ class Costs(Record):
 class Baseline(Costs):
     """The untouched network."""
 
+    macs: Size
+    params: Size
+    memory_bytes: Size
+    latency_ms: Annotated[float, Field(gt=0, le=1e9)] | None = None
     search_accuracy: Part
 
 
@@ -91,7 +96,7 @@ class Provenance(Record):
     python: str = "unknown"
     machine: dict[str, str | int | None] = {}
     started: str = "unknown"
-    classes: Size | None = None
+    classes: Width | None = None
     precision: str | None = None
     precision_note: str | None = None
     warning: str | None = None
@@ -139,7 +144,7 @@ class EpochRow(Record):
 
     epoch: Count
     lr: Amount
-    loss: float
+    train_loss: float
     train_accuracy: Part
     heldout_accuracy: Part | None = None
     seconds: Amount

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
     axes.step(
         [*(line["episode"] for line in walked), last],
-        [*running, running[-1]],
+        [*running, *running[-1:]] if walked else [math.nan],
         where="post",
         color=rcParams["text.color"],
         linewidth=1.2,
@@ -57,7 +58,7 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
             )
     base = 100 * best["baseline"]["search_accuracy"]
     axes.axhline(base, color="#38a169", linestyle=":", label="before compression")
-    accuracies = [100 * line["search_accuracy"] for line in lines]
+    accuracies = [100 * line["search_accuracy"] for line in lines] or [base]
     axes.set_ylim(max(0.0, float(np.percentile(accuracies, 5)) - 2), max(base, *accuracies) + 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from markupsafe import Markup
 
 from amc.analysis.compare import Comparison, compare
@@ -20,8 +19,10 @@ from amc.config import to_yaml
 from amc.cost.cost import LABELS, ON_PAPER
 from amc.errors import UserError
 from amc.files import write_bytes
+from amc.reading import read_csv, read_json
 from amc.runs import names
 from amc.runs.directory import Run, runs_in
+from amc.runs.records import Before, EpochRow, Tested
 from amc.views.axes import (
     draw_curves,
     draw_finetune,
@@ -122,7 +123,7 @@ def _pictures(run: Run) -> list[Markup]:
             "time", lambda axes: draw_seconds(axes, run.profile()), "where an episode's time goes"
         ),
     ]
-    if (run.path / names.FINETUNE / names.LOG).is_file():
+    if all((run.path / names.FINETUNE / name).is_file() for name in (names.LOG, names.BEFORE)):
         found.append(_finetuning(run.path / names.FINETUNE))
     return found
 
@@ -134,18 +135,15 @@ def _picks(front: Pareto) -> Markup:
 
 
 def _widths(run: Run) -> Markup:
-    widths = {
-        row["name"]: row["out_channels"]
-        for row in pd.read_csv(run.path / names.LAYERS).to_dict("records")
-    }
+    rows = run.layers()
+    widths = {row.name: row.out_channels for row in rows if row.out_channels is not None}
     caption = "what is kept of each layer: the original (pale) and the best strategy (dark)"
     return _picture("widths", lambda axes: draw_widths(axes, run.best, widths), caption)
 
 
 def _finetuning(folder: Path) -> Markup:
-    epochs = pd.read_csv(folder / names.LOG).astype(object)
-    rows: Any = epochs.where(epochs.notna(), None).to_dict("records")
-    before = json.loads((folder / names.BEFORE).read_text(encoding="utf-8"))
+    rows = [row.as_dict() for row in read_csv(folder / names.LOG, EpochRow)]
+    before = read_json(folder / names.BEFORE, Before).as_dict()
     return _picture("finetune", lambda axes: draw_finetune(axes, rows, before), "fine-tuning")
 
 
@@ -156,11 +154,11 @@ def _tested(run: Run) -> list[tuple[str, ...]]:
         run.path / names.FINETUNE / names.METRICS,
     ):
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            base = found["baseline_test_accuracy"]
+            found = read_json(path, Tested)
+            base = found.baseline_test_accuracy
             pairs = (
-                ("test accuracy", found["test_accuracy"]),
-                ("test accuracy, fine-tuned", found["finetuned_test_accuracy"]),
+                ("test accuracy", found.test_accuracy),
+                ("test accuracy, fine-tuned", found.finetuned_test_accuracy),
             )
             return [
                 (label, f"{base:.2%}", f"{value:.2%}", "")
