@@ -55,9 +55,10 @@ def finetune(
     """
     import amc
 
+    begin = amc.finetune  # what it imports is there before Ctrl-C is listened for
     report = ConsoleReport(err).listen()
     try:
-        result = amc.finetune(
+        result = begin(
             run, overrides or [], episode=episode, to=to, report=report, tensorboard=tensorboard
         )
     except KeyboardInterrupt:
@@ -91,10 +92,9 @@ def export(
     import amc
     from amc.runs.directory import Run
 
-    report = ConsoleReport(err)
-    metrics = amc.export(
-        run, formats.split(","), episode=episode, finetuned=finetuned, report=report
-    )
+    begin = amc.export
+    report = ConsoleReport(err).listen()
+    metrics = begin(run, formats.split(","), episode=episode, finetuned=finetuned, report=report)
     table = tables.comparison()
     for stage in ("", "finetuned_"):
         if (accuracy := metrics[f"{stage}test_accuracy"]) is not None:

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.runs import names
 from amc.runs.directory import Run
+from amc.runs.lock import writing
 from amc.runs.provenance import surroundings
 from amc.search import SearchResult, open_problem
 from amc.training.distill import Distillation, Objective
@@ -75,14 +77,17 @@ def finetune(
         tensorboard: write events for TensorBoard too.
 
     Raises:
+        Busy: another process trains into the folder just now.
         UserError: the run has no result or no such episode, the folder was begun with other
             settings, or a setting does not fit the network.
     """
-    with joined() as processes:
+    with joined() as processes, ExitStack() as held:
         report = report if processes.first else silent
         opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
         folder = Path(to) if to is not None else opened.folder(episode) / names.FINETUNE
         chosen = opened.chosen(episode)
+        if processes.first and Finished.of(folder) is None:
+            held.enter_context(writing(folder))
         _check_episode(folder, chosen["episode"])
         settings = _settings(folder, opened, config)
         problem = open_problem(run, model, dataset, report, settings.weights)[1]
