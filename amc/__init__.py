@@ -1,12 +1,14 @@
 """amc: AutoML model compression by reinforcement learning (He et al., ECCV 2018).
 
-``import amc`` is light: what it hands on is imported when it is asked for.
+``import amc`` is light: what it hands on is imported when it is asked for. Not even `typing` is
+imported before: it takes longer than the rest, and until then Ctrl-C is a traceback.
 """
 
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # type checkers know the name
 
 __version__ = "0.1.0"
 
@@ -34,12 +36,12 @@ _PUBLIC = {
 class _Package(ModuleType):
     """`amc.search` is the function, also after its module of the same name was imported."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
         if name not in _PUBLIC:
             raise AttributeError(f"module 'amc' has no attribute {name!r}")
         return getattr(importlib.import_module(_PUBLIC[name]), name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name not in _PUBLIC or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from amc.errors import UserError
+from amc.errors import UserError, first_line
 
 ASIDE = ".part"  # the end of the name of what is being written
 NAME_BYTES = 200  # of a folder's name; filesystems take 255
@@ -40,17 +40,21 @@ def on_disk(path: Path) -> Iterator[None]:
         raise UserError(refused(error, path)) from error
 
 
-def refused(error: OSError, path: str | Path) -> str:
-    """What a disk refused, what is safe, and what to do, in one sentence."""
-    if error.errno in _IN_THE_WAY:
+def refused(error: OSError, path: object, verb: str = "written") -> str:
+    """What a disk refused, what is safe, and what to do, in one sentence.
+
+    Args:
+        error: of the disk.
+        path: of the file; none where it is not known.
+        verb: what was tried.
+    """
+    name = "a file" if path is None else repr(str(path))
+    if error.errno in _IN_THE_WAY and verb == "written":
         what = "folder" if error.errno == errno.EISDIR else "file"
-        return f"{str(path)!r} cannot be made: a {what} is in its way"
+        return f"{name} cannot be made: a {what} is in its way"
     remedy = _REMEDIES.get(error.errno or 0, "see that the disk is there")
-    why = os.strerror(error.errno) if error.errno else str(error)
-    return (
-        f"{str(path)!r} cannot be written ({why}): what was done before is safe; {remedy}, then "
-        "resume"
-    )
+    why = os.strerror(error.errno) if error.errno else first_line(error)
+    return f"{name} cannot be {verb} ({why}): what was done before is safe; {remedy}, then resume"
 
 
 def write_bytes(path: Path, content: bytes) -> None:

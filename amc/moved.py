@@ -5,10 +5,22 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+TYPE_CHECKING = False  # `import amc` does not wait for typing, which importlib.abc imports
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader, MetaPathFinder
+else:
+
+    class MetaPathFinder:
+        """As importlib asks for it, without its abstract base classes."""
+
+    class Loader:
+        """Likewise."""
+
 
 MOVED = {
     "amc.card": "amc.views.card",

@@ -1,16 +1,16 @@
 """Many runs: every combination of some values, each an ordinary run.
 
 What has ended is skipped, what was cut short goes on. A worker that dies, by kill -9 or with its
-machine, leaves a journal from which another takes the run up.
+machine, leaves a journal from which another takes the run up. Workers end with their sweep, however
+that ends. One process at a time runs a sweep; a run that another process writes is waited for.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,17 @@ from typing import Literal
 from amc.config import Config, load_config, parse_config
 from amc.errors import UserError
 from amc.evaluate.outcome import Outcome
-from amc.parallel.workers import LocalWorkers, Task, Workers
-from amc.runs.directory import Run, runs_in
+from amc.files import folder_name
+from amc.parallel.children import cores, named_threads
+from amc.parallel.workers import End, LocalWorkers, Task, Workers
+from amc.runs.directory import Run
+from amc.runs.lock import is_written, writing
 
 ATTEMPTS = 3  # of a run whose worker died
 POLL_SECONDS = 0.5
 
-State = Literal["waiting", "running", "done", "failed"]
+State = Literal["waiting", "held", "running", "done", "failed"]
+"""Held: another process writes the run; it is waited for."""
 
 
 @dataclass
@@ -122,7 +126,7 @@ def plan(preset: str, overrides: Sequence[str], trust: bool = False) -> tuple[st
         chosen = list(zip((key for key, _ in pairs), combination, strict=True))
         base, config = load_config(preset, [f"{key}={value}" for key, value in chosen], trust)
         parts = [f"{key.split('.')[-1]}={value}" for key, value in chosen if key in varied]
-        name = re.sub(r"[^\w.=+-]+", "_", ",".join(parts).replace(",", "+")) or base
+        name = folder_name(",".join(parts).replace(",", "+") or base)
         if any((other.name, other.config.seed) == (name, config.seed) for other in planned):
             raise UserError(f"two runs of the sweep are the same: {name}, seed {config.seed}")
         planned.append(Planned(name, config))
@@ -145,57 +149,87 @@ def sweep(
         preset: a preset's name or a YAML file.
         overrides: with one value or several each.
         out: the folder for runs; the sweep's is made in it.
-        jobs: how many at a time; by default as many as there are cores, or runs. The cores are
-            divided between them.
+        jobs: how many at a time; by default as many as there are cores for, or runs. Each takes
+            OMP_NUM_THREADS threads; where that is not set, the cores are divided between them.
         workers: makes what runs them, from jobs and threads.
         show: called often, with what has become of them.
         trust: import the code that a YAML file names (`amc.plugins`).
 
     Raises:
+        Busy: another process runs this sweep.
         UserError: a configuration is wrong. A run that fails does not stop the others.
     """
     name, planned = plan(preset, overrides, trust)
-    cores = os.cpu_count() or 1
-    jobs = jobs or min(cores, len(planned))
-    found = Sweep(Path(out) / f"sweep_{name}", planned, max(1, cores // jobs))
+    jobs, threads = _divided(jobs, len(planned))
+    found = Sweep(Path(out) / f"sweep_{folder_name(name)}", planned, threads)
     for one in planned:
         _look(found.folder, one)
         one.before = one.episodes
     show(found)
     if all(one.state == "done" for one in planned):
         return found
-    pool = workers(jobs, found.threads)
-    try:
-        _run_all(found, pool, show)
-    finally:
-        pool.close()
+    with writing(found.folder):
+        for one in planned:
+            _look(found.folder, one)  # again: now nobody else begins any
+        pool = workers(jobs, found.threads)
+        try:
+            _run_all(found, pool, show)
+        finally:
+            pool.close()
     return found
+
+
+def _divided(jobs: int | None, runs: int) -> tuple[int, int]:
+    """How many runs at a time, and the threads of each."""
+    named = named_threads()
+    jobs = jobs or max(1, min(cores() // (named or 1), runs))
+    return jobs, named or max(1, cores() // jobs)
 
 
 def _run_all(found: Sweep, pool: Workers, show: Callable[[Sweep], None]) -> None:
     running: dict[int, Planned] = {}
-    waiting = [one for one in found.planned if one.state != "done"]
+    waiting = [one for one in found.planned if one.state not in ("done", "failed")]
     while waiting or running:
-        while waiting and len(running) < pool.jobs:
-            one = waiting.pop(0)
-            one.attempts, one.state = one.attempts + 1, "running"
-            task = Task(found.folder, one.name, one.config.model_dump(mode="json"), one.path, work)
-            running[pool.start(task)] = one
+        for one in list(waiting):
+            if len(running) < pool.jobs and _is_free(found.folder, one):
+                waiting.remove(one)
+                one.attempts, one.state = one.attempts + 1, "running"
+                config = one.config.model_dump(mode="json")
+                running[pool.start(Task(found.folder, one.name, config, one.path, work))] = one
+        waiting = [one for one in waiting if one.state not in ("done", "failed")]
         time.sleep(POLL_SECONDS)
         for number, end in pool.ended().items():
             one = running.pop(number)
-            _look(found.folder, one)
-            if one.state == "done":
-                continue
-            one.error = end.message
-            if end.died and one.attempts < ATTEMPTS:
-                waiting.insert(0, one)  # from its journal
-            else:
-                one.state = "failed"
+            if _judge(found.folder, one, end) == "waiting":
+                waiting.insert(0, one)
         for one in running.values():
             _look(found.folder, one)
             one.state = "running"
         show(found)
+
+
+def _judge(folder: Path, one: Planned, end: End) -> State:
+    """What has become of a run whose worker has ended."""
+    _look(folder, one)
+    if one.state in ("done", "failed"):
+        return one.state
+    one.error = end.message
+    one.attempts -= end.busy  # another process was quicker: it was none
+    one.state = "failed"
+    if end.busy or (end.died and one.attempts < ATTEMPTS):
+        one.state = "waiting"  # goes on from its journal
+    return one.state
+
+
+def _is_free(folder: Path, one: Planned) -> bool:
+    """Whether a run that waits can be begun or gone on with now."""
+    if one.path is None:
+        return True
+    one.error = is_written(one.path)
+    _look(folder, one)  # who held it may have brought it to its end
+    if one.state not in ("done", "failed"):
+        one.state = "held" if one.error else "waiting"
+    return one.state == "waiting"
 
 
 def _look(folder: Path, one: Planned) -> None:
@@ -204,22 +238,27 @@ def _look(folder: Path, one: Planned) -> None:
         one.run = _run_of(folder / one.name, one.config)
     if one.run is None:
         return
-    lines = one.run.lines()
+    try:
+        lines = one.run.lines()
+    except UserError as error:  # a damaged journal: the others do not suffer
+        one.state, one.error = "failed", str(error)
+        return
     one.episodes = len(lines)
     measured = [line for line in lines if Outcome.from_line(line).can_be_best]
     best = max(measured, key=lambda line: line["reward"], default=None)
     one.accuracy = None if best is None else best["search_accuracy"]
-    if one.run.has_best:
+    if one.run.has_ended:
         one.state = "done"
 
 
 def _run_of(folder: Path, config: Config) -> Run | None:
     """The run of this configuration in a folder."""
-    try:
-        runs = runs_in(folder)
-    except UserError:  # none has begun
-        return None
-    return next((run for run in runs if run.config == config), None)
+    for path in sorted(folder.iterdir()):
+        with suppress(UserError):  # no run, or one whose config was changed
+            run = Run.open(path)
+            if run.config == config:
+                return run
+    return None
 
 
 def work(task: Task, threads: int, report: Callable[[str, int, int], None]) -> None:

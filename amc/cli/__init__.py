@@ -3,28 +3,31 @@ sweep | pareto | report | profile | check``.
 
 Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for
 Ctrl-C.
+
+Nothing is imported here: Ctrl-C is heeded before the imports begin.
 """
 
-from __future__ import annotations
+import os
+import signal
 
-import sys
-
-from amc.cli import searching, results, comparing, checking  # isort: skip - the order in --help
-from amc.cli.console import Interrupted, app, err, say
-from amc.errors import UserError
-
-__all__ = ["app", "checking", "comparing", "main", "results", "searching"]
+__all__ = ["main"]
 
 
 def main() -> None:
-    """The entry point of the command ``amc``."""
+    """The entry point of the command ``amc``. Ctrl-C ends it at once, without a word, until a
+    command has something to lose and listens itself (`amc.progress.ConsoleReport.listen`).
+    """
+    signal.signal(signal.SIGINT, _leave)
     try:
-        app(standalone_mode=True)
-    except UserError as error:
-        say(f"amc: {error}", to=err)
-        sys.exit(2)
-    except Interrupted as error:
-        say(f"amc: {error}", to=err)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        from amc.cli.running import run
+
+        run()
+    finally:
+        signal.signal(signal.SIGINT, _leave)  # while Python shuts down
+
+
+def _leave(number: int, frame: object) -> None:
+    # An exception would be lost, or turned into another one, in what is being imported.
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
+    os._exit(130)

@@ -68,9 +68,10 @@ def finetune(
     """
     import amc
 
+    begin = amc.finetune  # what it imports is there before Ctrl-C is listened for
     report = ConsoleReport(err).listen()
     try:
-        result = amc.finetune(
+        result = begin(
             run,
             overrides or [],
             episode=episode,
@@ -111,8 +112,9 @@ def export(
     import amc
     from amc.runs.directory import Run
 
-    report = ConsoleReport(err)
-    metrics = amc.export(
+    begin = amc.export
+    report = ConsoleReport(err).listen()
+    metrics = begin(
         run, formats.split(","), episode=episode, finetuned=finetuned, report=report, trust=trust
     )
     table = tables.comparison()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from amc.cli.console import (
     say,
 )
 from amc.progress import Board, ConsoleReport
+from amc.runs import names
 from amc.views import tables
 
 if TYPE_CHECKING:  # the command line starts without torch
@@ -62,8 +64,8 @@ def list_names() -> None:
         ("runtimes", [*KNOWN["runtime"], "module:Class"]),
     ]
     table = Table(show_header=False, box=None)
-    for kind, names in rows:
-        table.add_row(Text(kind, "bold"), "\n".join(names))
+    for kind, known in rows:
+        table.add_row(Text(kind, "bold"), "\n".join(known))
     out.print(table)
 
 
@@ -98,12 +100,13 @@ def search(
     from amc.config import load_config
 
     name, config = load_config(preset, overrides or [], trust)
+    begin = amc.search  # what it imports is there before Ctrl-C is listened for
     report = ConsoleReport(err).listen()
     try:
-        result = amc.search(config, out=to, name=name, jobs=jobs, ray=ray, report=report)
-    except KeyboardInterrupt:
+        result = begin(config, out=to, name=name, jobs=jobs, ray=ray, report=report)
+    except KeyboardInterrupt as stop:
         report.close()
-        raise Interrupted(how_to_resume(to / name)) from None
+        raise Interrupted(how_to_resume(getattr(stop, "path", None))) from None
     _closing(result, as_json)
 
 
@@ -112,15 +115,24 @@ def resume(
     run: Path,
     jobs: SideBySide = 1,
     ray: Ray = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="of a damaged journal keep the whole episodes before the damage, and put the rest "
+            "into a file beside it",
+        ),
+    ] = False,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Go on with a run that was stopped."""
     import amc
 
+    begin = amc.resume
     report = ConsoleReport(err).listen()
     try:
-        result = amc.resume(run, jobs=jobs, ray=ray, report=report, trust=trust)
+        result = begin(run, jobs=jobs, ray=ray, repair=repair, report=report, trust=trust)
     except KeyboardInterrupt:
         report.close()
         raise Interrupted(how_to_resume(run)) from None
@@ -153,6 +165,7 @@ def sweep(
     if ray is not None:
         make = partial(RayWorkers, address=ray, gpus=gpus)
     board = Board(err, _progress)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         found = sweeping.sweep(
             preset, overrides or [], out=to, jobs=jobs, workers=make, show=board.show, trust=trust
@@ -186,17 +199,16 @@ def _progress(found: Sweep) -> Table:
     for one in found.planned:
         total = "" if one.total is None else f" of {one.total}"
         best = "" if one.accuracy is None else tables.percent(one.accuracy)
-        shown.add_row(one.name, str(one.config.seed), f"{one.episodes}{total}", best, one.state)
+        state = "held by another process" if one.state == "held" else one.state
+        shown.add_row(one.name, str(one.config.seed), f"{one.episodes}{total}", best, state)
     return shown
 
 
-def how_to_resume(path: Path) -> str:
-    """For a run, or a folder of runs of which the latest was stopped."""
-    is_run = (path / "config.yaml").is_file()
-    runs = [path] if is_run else sorted(path.glob("s*"), key=lambda p: p.stat().st_mtime)
-    if not runs:
-        return "stopped before the search began"
-    return f"stopped; go on with: amc resume {quoted(runs[-1])}"
+def how_to_resume(path: Path | None) -> str:
+    """For the run that was stopped; none: it had not been made yet."""
+    if path is None or not (path / names.CONFIG).is_file():
+        return "stopped before the search began: the same command starts it again"
+    return f"stopped; go on with: amc resume {quoted(path)}"
 
 
 def _closing(result: Any, as_json: bool) -> None:

@@ -28,6 +28,7 @@ from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.runs import names
 from amc.runs.directory import Run
+from amc.runs.lock import writing
 from amc.search import SearchResult, open_problem
 from amc.training.keeper import plain
 from amc.views.card import model_card
@@ -67,6 +68,7 @@ def export(
         The contents of metrics.json.
 
     Raises:
+        Busy: another process exports there just now.
         UserError: the run has no result or no such episode, there is no such fine-tuning, or a
             format is unknown, or none could be written.
     """
@@ -78,35 +80,35 @@ def export(
     tuned = _tuned(
         place / names.FINETUNE if finetuned is None else Path(finetuned), finetuned is not None
     )
-    weights = None if tuned is None else tuned.settings.weights
-    problem = open_problem(run, model, dataset, report, weights, trust)[1]
-    compressed = problem.applied(best["strategy"], opened.path)
-    if tuned is not None:
-        load_weights(compressed, tuned.weights)
     folder = place / names.EXPORT
-    folder.mkdir(parents=True, exist_ok=True)
-    steps = 4
-    report("exporting", 0, steps)
-    description = _description(opened, problem, best, tuned)
-    metrics = _measured(problem, compressed, best, tuned)
-    report("exporting", 1, steps)
-    facts = description | _accuracies(metrics)
-    metrics |= _write_all(
-        compressed, problem.dataset, formats, folder, facts, problem.network.dtype
-    )
-    metrics["checksums"] = {n: sha256(p) for n in FILES.values() if (p := folder / n).is_file()}
-    if "safetensors" in formats and "safetensors" not in metrics["failed_formats"]:
-        description["weights_sha256"] = metrics["checksums"][names.WEIGHTS]
-        write_json(folder / names.STRATEGY, description)
-    report("exporting", 3, steps)
-    metrics["measured_latency_ms"] = problem.measured_latency(compressed)
-    write_json(folder / names.METRICS, metrics)
-    settings = None if tuned is None else tuned.settings
-    files = [name for name in FILES.values() if (folder / name).is_file()]
-    card = model_card(description, metrics, opened, settings, problem.space, files)
-    write_bytes(folder / names.CARD, card.encode())
-    report("exporting", steps, steps)
-    return metrics
+    with writing(folder):
+        weights = None if tuned is None else tuned.settings.weights
+        problem = open_problem(run, model, dataset, report, weights, trust)[1]
+        compressed = problem.applied(best["strategy"], opened.path)
+        if tuned is not None:
+            load_weights(compressed, tuned.weights)
+        steps = 4
+        report("exporting", 0, steps)
+        description = _description(opened, problem, best, tuned)
+        metrics = _measured(problem, compressed, best, tuned)
+        report("exporting", 1, steps)
+        facts = description | _accuracies(metrics)
+        metrics |= _write_all(
+            compressed, problem.dataset, formats, folder, facts, problem.network.dtype
+        )
+        metrics["checksums"] = {n: sha256(p) for n in FILES.values() if (p := folder / n).is_file()}
+        if "safetensors" in formats and "safetensors" not in metrics["failed_formats"]:
+            description["weights_sha256"] = metrics["checksums"][names.WEIGHTS]
+            write_json(folder / names.STRATEGY, description)
+        report("exporting", 3, steps)
+        metrics["measured_latency_ms"] = problem.measured_latency(compressed)
+        write_json(folder / names.METRICS, metrics)
+        settings = None if tuned is None else tuned.settings
+        files = [name for name in FILES.values() if (folder / name).is_file()]
+        card = model_card(description, metrics, opened, settings, problem.space, files)
+        write_bytes(folder / names.CARD, card.encode())
+        report("exporting", steps, steps)
+        return metrics
 
 
 def _write_all(

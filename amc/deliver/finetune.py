@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from amc.progress import Report, silent
 from amc.reading import parse_yaml, read_json, read_text, typed
 from amc.runs import names
 from amc.runs.directory import Run
+from amc.runs.lock import writing
 from amc.runs.provenance import surroundings
 from amc.runs.records import Before, Provenance, Tested
 from amc.search import SearchResult, open_problem
@@ -78,14 +80,17 @@ def finetune(
         trust: import the code of a run that you have not begun yourself (`amc.plugins`).
 
     Raises:
+        Busy: another process trains into the folder just now.
         UserError: the run has no result or no such episode, the folder was begun with other
             settings, or a setting does not fit the network.
     """
-    with joined() as processes:
+    with joined() as processes, ExitStack() as held:
         report = report if processes.first else silent
         opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
         folder = Path(to) if to is not None else opened.folder(episode) / names.FINETUNE
         chosen = opened.chosen(episode)
+        if processes.first and Finished.of(folder) is None:
+            held.enter_context(writing(folder))
         _check_episode(folder, chosen["episode"])
         settings = _settings(folder, opened, config)
         problem = open_problem(run, model, dataset, report, settings.weights, trust)[1]

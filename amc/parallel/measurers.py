@@ -8,10 +8,7 @@ its machine or for want of memory, is replaced, and what it was at is measured a
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +21,7 @@ import torch
 from amc.errors import UserError
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.outcome import Candidate, Measured
+from amc.parallel.children import deaf, end_with_parent
 from amc.parallel.cluster import connect, find_modules
 
 ATTEMPTS = 3  # to measure a batch, where measurers die
@@ -41,7 +39,9 @@ class LocalMeasurers:
         waiting = deque(candidates)
         for _ in range(ATTEMPTS):
             try:
-                for future in [self._running().submit(_measure, one) for one in waiting]:
+                with deaf():
+                    futures = [self._running().submit(_measure, one) for one in waiting]
+                for future in futures:
                     yield future.result()
                     waiting.popleft()
                 return
@@ -66,16 +66,8 @@ _here: list[Evaluator] = []  # of a process that measures
 
 
 def _begin(evaluator: bytes, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it hears it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _here.append(_copied(evaluator, threads))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _measure(candidate: Candidate) -> Measured:

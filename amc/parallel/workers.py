@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from amc.errors import UserError, first_line
+from amc.files import ASIDE, on_disk, write_bytes
+from amc.parallel.children import deaf, end_with_parent
 from amc.parallel.cluster import LOCAL, connect, find_modules
+from amc.runs import names
+from amc.runs.lock import Busy, writing
 
 Work = Callable[["Task", int, Callable[[str, int, int], None]], None]
 """Does a task in this process, with so many threads, and reports."""
@@ -38,6 +42,7 @@ class End:
 
     message: str = ""  # what went wrong
     died: bool = False  # without a word: another may take the run up
+    busy: bool = False  # another process writes the run: later it may be free
 
 
 class Workers(Protocol):
@@ -67,7 +72,8 @@ class LocalWorkers:
         context = get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_local, args=(task, self.threads, theirs), daemon=True)
-        process.start()
+        with deaf():
+            process.start()
         theirs.close()
         number = next(self._numbers)
         self._running[number] = process, ours
@@ -79,7 +85,7 @@ class LocalWorkers:
             if not process.is_alive():
                 del self._running[number]
                 try:
-                    found[number] = End(pipe.recv())
+                    found[number] = pipe.recv()
                 except EOFError:
                     code = process.exitcode
                     found[number] = End(f"its process died (exit status {code})", died=code != 0)
@@ -93,21 +99,22 @@ class LocalWorkers:
 
 
 def _local(task: Task, threads: int, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep hears it, and stops all
+    end_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
         task.work(task, threads, lambda what, done, total: None)
     except UserError as error:
-        pipe.send(str(error))
+        pipe.send(End(str(error), busy=isinstance(error, Busy)))
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {first_line(error)}")
+        pipe.send(End(f"{type(error).__name__}: {first_line(error)}"))
         raise
 
 
 @dataclass
 class RayWorkers:
     """Tasks of a Ray cluster. The files of a run come to this machine's disk after each episode, so
-    a run outlives the machine that it was on.
+    a run outlives the machine that it was on. There `Shelf` holds the run's lock until its task has
+    ended. A cluster ends what a driver that was killed had begun.
     """
 
     jobs: int
@@ -115,7 +122,7 @@ class RayWorkers:
     address: str = LOCAL
     gpus: float = 0.0  # a run
     _shelves: dict[Path, Any] = field(default_factory=dict)
-    _running: dict[Any, int] = field(default_factory=dict)
+    _running: dict[Any, tuple[int, Any]] = field(default_factory=dict)  # number, shelf
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
@@ -126,8 +133,8 @@ class RayWorkers:
     def start(self, task: Task) -> int:
         number = next(self._numbers)
         shelf = self._shelf(task.folder)
-        reference = self._task.remote(task, self.threads, shelf, sys.path)
-        self._running[reference] = number
+        reference = self._task.remote(number, task, self.threads, shelf, sys.path)
+        self._running[reference] = number, shelf
         return number
 
     def _shelf(self, folder: Path) -> Any:
@@ -144,9 +151,10 @@ class RayWorkers:
         references = list(self._running)
         ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         for reference in ready:
-            number = self._running.pop(reference)
+            number, shelf = self._running.pop(reference)
             try:
-                found[number] = End(self._ray.get(reference))
+                self._ray.get(shelf.release.remote(number))
+                found[number] = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
                 died = not isinstance(error, self._ray.exceptions.RayTaskError)
                 found[number] = End(first_line(error), died)
@@ -159,17 +167,39 @@ class RayWorkers:
 
 
 class Shelf:
-    """Keeps the files of runs on the disk of the machine that asked for them. A Ray actor."""
+    """Keeps the files of runs on the disk of the machine that asked for them, and holds the locks
+    of those that tasks write. A Ray actor.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._held: dict[int, ExitStack] = {}  # by the number of the task
 
-    def put(self, name: str, start: int, content: bytes) -> None:
-        """Replace a file from a place on; a journal grows by whole lines."""
+    def hold(self, number: int, name: str) -> str:
+        """Lock a task's run until `release`; what `Busy` says where another process writes it."""
+        if number not in self._held:
+            held = ExitStack()
+            try:
+                held.enter_context(writing(self.folder / name))
+            except Busy as error:
+                return str(error)
+            self._held[number] = held
+        return ""
+
+    def release(self, number: int) -> None:
+        """A task has ended."""
+        if number in self._held:
+            self._held.pop(number).close()
+
+    def put(self, number: int, name: str, start: int, content: bytes) -> None:
+        """Replace a file of a task's run, or let it grow from a place on."""
+        if refusal := self.hold(number, "/".join(Path(name).parts[:2])):
+            raise Busy(refusal)
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        with path.open("r+b") as file:
+        if start == 0:
+            write_bytes(path, content)
+            return
+        with on_disk(path), path.open("r+b") as file:
             file.truncate(start)
             file.seek(start)
             file.write(content)
@@ -178,11 +208,11 @@ class Shelf:
 
     def read(self, name: str) -> dict[str, bytes]:
         """All files of a run: path in the folder -> content."""
-        files = (path for path in (self.folder / name).rglob("*") if path.is_file())
+        files = (path for path in (self.folder / name).rglob("*") if _is_kept(path))
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
 
-def _on_ray(task: Task, threads: int, shelf: Any, paths: list[str]) -> str:
+def _on_ray(number: int, task: Task, threads: int, shelf: Any, paths: list[str]) -> End:
     """On a worker: a run in a folder of its own, whose files go to the shelf."""
     import ray
 
@@ -192,6 +222,8 @@ def _on_ray(task: Task, threads: int, shelf: Any, paths: list[str]) -> str:
         path, sent = None, dict[Path, bytes]()
         if task.path is not None:
             name = task.path.resolve().relative_to(task.folder.resolve())
+            if refusal := ray.get(shelf.hold.remote(number, str(name))):
+                return End(refusal, busy=True)
             for file, content in ray.get(shelf.read.remote(str(name))).items():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_bytes(content)
@@ -201,22 +233,27 @@ def _on_ray(task: Task, threads: int, shelf: Any, paths: list[str]) -> str:
         def send(what: str = "", done: int = 0, total: int = 0) -> None:
             if what and not what.startswith("searching"):
                 return
-            files = (folder / task.name).rglob("*")
-            # the journal last: a run that has one has all that is needed to go on
-            for file in sorted(files, key=lambda file: (file.suffix == ".jsonl", file)):
-                if not file.is_file() or "checkpoint" in file.parts or file.suffix == ".part":
-                    continue
+            files = (file for file in (folder / task.name).rglob("*") if _is_kept(file))
+            # the config and then the journal last: a folder that has a config is a whole run
+            order = names.CONFIG, names.JOURNAL
+            for file in sorted(files, key=lambda file: (file.name in order, file)):
                 content, before = file.read_bytes(), sent.get(file, b"")
                 if content != before or file not in sent:
-                    start = len(before) if content.startswith(before) else 0
-                    place = str(file.relative_to(folder))
-                    ray.get(shelf.put.remote(place, start, content[start:]))
+                    grows = file.name == names.JOURNAL and content.startswith(before)
+                    start, place = len(before) if grows else 0, str(file.relative_to(folder))
+                    ray.get(shelf.put.remote(number, place, start, content[start:]))
                     sent[file] = content
 
         try:
             task.work(replace(task, folder=folder, path=path), threads, send)
         except UserError as error:
-            return str(error)
+            return End(str(error), busy=isinstance(error, Busy))
         finally:
             send()
-    return ""
+    return End()
+
+
+def _is_kept(file: Path) -> bool:
+    """Whether a file of a run belongs on the shelf. (The journal is enough to go on.)"""
+    passing = file.name in names.LOCKS or file.suffix == ASIDE or "checkpoint" in file.parts
+    return file.is_file() and not passing

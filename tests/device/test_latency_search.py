@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from zoo import Mine, Pretended, config_of
 
 import amc
-from amc import cli
+from amc.cli.running import app
 from amc.config import load_config, parse_config
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
@@ -108,7 +108,7 @@ def test_from_profile_to_export_on_the_command_line(
     runner = CliRunner()
 
     def run(*arguments: str) -> str:
-        result = runner.invoke(cli.app, list(arguments))
+        result = runner.invoke(app, list(arguments))
         assert result.exit_code == 0, result.output
         return result.output
 
