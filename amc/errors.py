@@ -5,10 +5,12 @@ or ours (a traceback).
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable
 
 SHOWN = 100  # of the names that exist, in an error
+SHORT = 60  # letters of a value, in an error
 
 
 class UserError(Exception):
@@ -23,6 +25,33 @@ def first_line(error: BaseException) -> str:
     return (text.splitlines() or [type(error).__name__])[0]
 
 
+def shown(value: object) -> str:
+    """A user's value as Python writes it, in one line of at most `SHORT` letters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # Python writes no number of thousands of digits; an object's own may fail
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else ""
+    text = text or f"a {type(value).__name__}"
+    return text if len(text) <= SHORT else f"{text[: SHORT - 18]}...{text[-15:]}"
+
+
+def whole_number(value: object, name: str, least: int, most: int) -> int:
+    """An argument that is to be a whole number.
+
+    Raises:
+        UserError: it is none, or out of bounds.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise UserError(
+            f"{name} is {shown(value)}: it must be a whole number from {least} to {most}"
+        )
+    return number
+
+
 def root_cause(error: BaseException) -> str:
     """The first line of the error that began a chain of them."""
     while error.__cause__ is not None:
@@ -35,7 +64,9 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     (known: ...)``.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value[:SHOWN], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     more = f", ... and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return UserError(f"unknown {kind} {value!r}: {hint}(known: {', '.join(names[:SHOWN])}{more})")
+    return UserError(
+        f"unknown {kind} {shown(value)}: {hint}(known: {', '.join(names[:SHOWN])}{more})"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amc.cli.console import Interrupted, Json, Overrides, app, err, out, print_result, quoted, say
+from amc.errors import UserError
 from amc.progress import Board, ConsoleReport
 from amc.views import tables
 
@@ -21,6 +23,7 @@ SideBySide = Annotated[
     int,
     typer.Option(
         min=1,
+        max=1024,
         help="strategies measured side by side, where the agent proposes several (td3, ddpg and "
         "sac: agent.envs of them)",
     ),
@@ -116,9 +119,9 @@ def sweep(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE,VALUE...]...")
     ] = None,
     to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="runs at a time")] = None,
     ray: Ray = None,
-    gpus: Annotated[float, typer.Option(min=0, help="for each run, of Ray's")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, max=1024, help="for each run, of Ray's")] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Search all combinations of values, as budget.ratio=0.3,0.5 seed=0,1,2 agent=td3,random.
@@ -130,6 +133,8 @@ def sweep(
     from amc import sweep as sweeping
     from amc.parallel.workers import LocalWorkers, RayWorkers, Workers
 
+    if math.isnan(gpus):  # which is within any bounds
+        raise UserError("--gpus is nan: a number from 0 to 1024 is expected")
     make: Callable[[int, int], Workers] = LocalWorkers
     if ray is not None:
         make = partial(RayWorkers, address=ray, gpus=gpus)
