@@ -17,7 +17,10 @@ class DDPGOptions(OffPolicyOptions):
     """The options of the agent; the preset `amc_paper` has the paper's."""
 
     sigma: float = Field(
-        0.2, ge=0, description="standard deviation of the truncated-normal noise, in keep ratio"
+        0.2,
+        ge=0,
+        le=10,
+        description="standard deviation of the truncated-normal noise, in keep ratio",
     )
     sigma_decay: float = Field(
         0.99, gt=0, le=1, description="factor on sigma an episode after the warm-up"

@@ -14,11 +14,16 @@ from pydantic import Field
 class DDPNASOptions(EpisodeOptions):
     """The options of the agent."""
 
-    epoch: int = Field(10, ge=2, description="strategies that are sampled between two updates")
-    prunings: int = Field(
-        20, ge=1, description="how often, over the search, the least likely choices are removed"
+    epoch: int = Field(
+        10, ge=2, le=10_000, description="strategies that are sampled between two updates"
     )
-    rate: float = Field(0.3, gt=0, description="step of an update of the probabilities")
+    prunings: int = Field(
+        20,
+        ge=1,
+        le=10_000,
+        description="how often, over the search, the least likely choices are removed",
+    )
+    rate: float = Field(0.3, gt=0, le=100, description="step of an update of the probabilities")
 
 
 class DDPNASAgent(ProposingAgent):

@@ -15,8 +15,10 @@ from pydantic import Field
 class GeneticOptions(EpisodeOptions):
     """The options of the agent."""
 
-    population: int = Field(10, ge=2, description="strategies that can be parents")
-    children: int = Field(10, ge=1, description="strategies that are measured in a generation")
+    population: int = Field(10, ge=2, le=10_000, description="strategies that can be parents")
+    children: int = Field(
+        10, ge=1, le=1000, description="strategies that are measured in a generation"
+    )
     crossover: float = Field(
         0.5, ge=0, le=1, description="how often a child has two parents rather than one"
     )
@@ -24,11 +26,15 @@ class GeneticOptions(EpisodeOptions):
         0.3, gt=0, le=1, description="how often a keep ratio of a child is changed"
     )
     spread: float = Field(
-        0.5, gt=0, description="standard deviation of a change, in the logarithm of the keep ratio"
+        0.5,
+        gt=0,
+        le=10,
+        description="standard deviation of a change, in the logarithm of the keep ratio",
     )
     screened: int = Field(
         2,
         ge=1,
+        le=100,
         description="children that are estimated for each that is measured, where the space can "
         "estimate its layers' errors; 1 measures all",
     )

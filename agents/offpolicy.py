@@ -38,13 +38,19 @@ class OffPolicyOptions(EpisodeOptions):
     paper's.
     """
 
-    episodes: int = Field(400, ge=1, description="episodes of the search, warm-up included")
+    episodes: int = Field(
+        400, ge=1, le=1_000_000, description="episodes of the search, warm-up included"
+    )
     warmup_episodes: int = Field(
-        40, ge=0, description="episodes with random keep ratios, before any update"
+        40,
+        ge=0,
+        le=1_000_000,
+        description="episodes with random keep ratios, before any update",
     )
     warmup_spread: float | None = Field(
         0.15,
         gt=0,
+        le=10,
         description="none: every keep ratio of the warm-up is uniform; a number: normal with this "
         "standard deviation around a ratio: the uniform strategy's where the agent is centred, "
         "else one drawn for the episode",
@@ -54,20 +60,24 @@ class OffPolicyOptions(EpisodeOptions):
         description="begin at the uniform strategy of the budget: the actor's first output, and "
         "with warmup_spread the ratio around which the warm-up is drawn",
     )
-    actor_lr: float = Field(1e-3, gt=0, description="learning rate of the actor (Adam)")
-    critic_lr: float = Field(1e-3, gt=0, description="learning rate of the critic (Adam)")
-    batch_size: int = Field(64, ge=1, description="transitions an update")
+    actor_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the actor (Adam)")
+    critic_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the critic (Adam)")
+    batch_size: int = Field(64, ge=1, le=100_000, description="transitions an update")
     tau: float = Field(0.01, gt=0, le=1, description="soft update of the target networks")
     gamma: float = Field(1.0, gt=0, le=1, description="discount")
-    replay: int = Field(2000, ge=1, description="transitions in the replay buffer")
+    replay: int = Field(2000, ge=1, le=1_000_000, description="transitions in the replay buffer")
     envs: int = Field(
         1,
         ge=1,
+        le=1024,
         description="episodes that are walked in step, and measured side by side; the updates of "
         "all of them come after the last step",
     )
     hidden: int = Field(
-        300, ge=1, description="units in each of the two hidden layers of actor and critic"
+        300,
+        ge=1,
+        le=4096,
+        description="units in each of the two hidden layers of actor and critic",
     )
     baseline_decay: float = Field(
         0.95, ge=0, lt=1, description="of the moving average of rewards that is subtracted"
@@ -75,6 +85,7 @@ class OffPolicyOptions(EpisodeOptions):
     imitate: int = Field(
         10,
         ge=0,
+        le=10_000,
         description="after each episode the actor also learns the actions of so many best episodes "
         "so far; 0: of none",
     )

@@ -27,14 +27,17 @@ Ratios = NDArray[np.float64]
 class EpisodeOptions(Options):
     """Options of an agent that takes as many episodes as it is given."""
 
-    episodes: int = Field(400, ge=1, description="episodes of the search")
+    episodes: int = Field(400, ge=1, le=1_000_000, description="episodes of the search")
 
 
 class BatchOptions(EpisodeOptions):
     """Options of an agent to which the size of a batch is all the same, or nearly."""
 
     batch: int = Field(
-        10, ge=1, description="strategies that are proposed at once, and measured side by side"
+        10,
+        ge=1,
+        le=10_000,
+        description="strategies that are proposed at once, and measured side by side",
     )
 
 

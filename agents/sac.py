@@ -4,19 +4,37 @@ how much is learned.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from amc.agents.offpolicy import Array, OffPolicyAgent, OffPolicyOptions
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from stable_baselines3 import SAC
+
+LARGEST_ENTROPY = 1000.0
+
+
+def _entropy(value: Any) -> Any:
+    """auto, auto_NUMBER or a number, as Stable-Baselines3 takes it."""
+    text = str(value)
+    number = text.removeprefix("auto").removeprefix("_") if text.startswith("auto_") else text
+    try:
+        known = text == "auto" or 0 < float(number) <= LARGEST_ENTROPY
+    except ValueError:
+        known = False
+    if not known or isinstance(value, bool):
+        raise PydanticCustomError(
+            "entropy", "input should be auto, auto_0.1, or a number above 0 and at most 1000"
+        )
+    return text
 
 
 class SACOptions(OffPolicyOptions):
     """The options of the agent."""
 
-    entropy: str = Field(
+    entropy: Annotated[str, BeforeValidator(_entropy)] = Field(
         "auto_0.1",
         description="weight of the entropy; auto: learned, auto_0.1: learned from 0.1 on",
     )

@@ -21,11 +21,14 @@ class TPEOptions(BatchOptions):
     batch: int = Field(
         4,
         ge=1,
+        le=10_000,
         description="strategies that are proposed at once, and measured side by side; the first "
         "is taken for a bad one when the next is proposed (constant liar)",
     )
 
-    startup: int = Field(30, ge=1, description="episodes with random keep ratios to begin with")
+    startup: int = Field(
+        30, ge=1, le=1_000_000, description="episodes with random keep ratios to begin with"
+    )
 
 
 class TPEAgent(ProposingAgent):

@@ -20,7 +20,7 @@ from amc.cost.cost import METRICS, Cost, Metric
 from amc.errors import UserError, short, shown, unknown
 from amc.evaluate.prepare import Precision
 from amc.evaluate.rewards import COSTLESS
-from amc.options import Options
+from amc.options import LARGEST_SEED, Options, key_of, types_of
 from amc.overrides import apply_override
 from amc.plugins import allow
 from amc.reading import parse_yaml, read_text
@@ -28,6 +28,7 @@ from amc.registry import KNOWN, Kind, lookup
 from amc.training.settings import FinetuneConfig, TrainConfig
 
 T = TypeVar("T", bound=BaseModel)
+LARGEST_COUNT = 1_000_000_000  # of images
 
 
 def _canonical_metric(name: Any) -> Any:
@@ -46,7 +47,7 @@ class BudgetConfig(Options):
         "them, [0.2, 0.8]: every episode has a budget of its own between them",
     )
     limit: float | None = Field(
-        None, description="the limit as an absolute value, instead of ratio"
+        None, gt=0, le=1e18, description="the limit as an absolute value, instead of ratio"
     )
     fill: bool | None = Field(
         None,
@@ -77,12 +78,14 @@ class EvaluateConfig(Options):
     images: int | None = Field(
         None,
         ge=1,
+        le=LARGEST_COUNT,
         description="held-out training images the search measures on; none: 5,000, or a fifth of "
         "the training images where that is less",
     )
     calibration_images: int | None = Field(
         None,
         ge=1,
+        le=LARGEST_COUNT,
         description="other training images that repair may use; none: 1,000, or a fifth of the "
         "training images where that is less",
     )
@@ -138,14 +141,21 @@ class Config(Options):
         description="a .npy file of held-out indices, looked for in the data directory; none: "
         "drawn",
     )
-    image_size: int = Field(224, ge=8, description="height and width of imagefolder images")
+    image_size: int = Field(
+        224, ge=8, le=4096, description="height and width of imagefolder images"
+    )
     data_dir: str | None = Field(
         None, description="where data is; else AMC_DATA_DIR, else ~/.cache/amc"
     )
     weights_dir: str | None = Field(
         None, description="where weights are; else AMC_WEIGHTS_DIR, else ~/.cache/amc"
     )
-    seed: int = Field(0, ge=0, description="of everything random")
+    allow_untrained: bool = Field(
+        False,
+        description="search a base network that is no better than guessing: what it finds says "
+        "nothing of a trained one",
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of everything random")
 
 
 def presets() -> list[str]:
@@ -260,8 +270,8 @@ def _check_budget(config: Config, stored: bool) -> None:
         raise UserError("budget needs either ratio or limit")
     ratios = ratio if isinstance(ratio, tuple) else (ratio,)
     if any(one is not None and (not 0 < one <= 1 or math.isnan(one)) for one in ratios):
-        shown = list(ratio) if isinstance(ratio, tuple) else ratio
-        raise UserError(f"budget.ratio is {shown}: it must be above 0 and at most 1")
+        given = shown(list(ratio) if isinstance(ratio, tuple) else ratio)
+        raise UserError(f"budget.ratio is {given}: it must be above 0 and at most 1")
     if isinstance(ratio, tuple) and ratio[0] >= ratio[1]:
         raise UserError(f"budget.ratio is {list(ratio)}: a range must ascend")
     agent = str(config.agent["name"])
@@ -305,7 +315,7 @@ def _validated(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [short(str(part)) for part in first["loc"]]
+        path = [short(part) for part in key_of(model, first["loc"])]
         where = prefix + ".".join(path)
         if first["type"] == "extra_forbidden":
             raise unknown("key", where, _siblings(model, path[:-1], prefix)) from None
@@ -320,9 +330,8 @@ def _validated(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
 def _siblings(model: type[BaseModel], path: Sequence[str], prefix: str) -> list[str]:
     """The keys that exist beside an unknown one."""
     for part in path:
-        annotation = model.model_fields[part].annotation
-        arguments = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel))
+        types = types_of(model.model_fields[part].annotation)
+        model = next(found for found in types if issubclass(found, BaseModel))
     start = prefix + "".join(f"{part}." for part in path)
     return [start + name for name in model.model_fields]
 

@@ -5,15 +5,16 @@ or ours (a traceback).
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import reprlib
 from collections.abc import Iterable
 
 SHOWN = 100  # of the names that exist, in an error
-WIDEST = 60  # characters of a value, in an error
+SHORT = 60  # letters of a value, in an error
 
 _REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 4 * WIDEST
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 4 * SHORT
 
 
 class UserError(Exception):
@@ -29,9 +30,29 @@ def first_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, of this machine or of an accelerator."""
+    """Whether memory has run out: Python's, numpy's, or torch's, whose error on the CPU has no type
+    of its own.
+    """
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
+    known = bool(kinds & {"MemoryError", "OutOfMemoryError"})
+    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def whole_number(value: object, name: str, least: int, most: int) -> int:
+    """An argument that is to be a whole number.
+
+    Raises:
+        UserError: it is none, or out of bounds.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise UserError(
+            f"{name} is {shown(value)}: it must be a whole number from {least} to {most}"
+        )
+    return number
 
 
 def root_cause(error: BaseException) -> str:
@@ -42,20 +63,19 @@ def root_cause(error: BaseException) -> str:
 
 
 def short(text: str) -> str:
-    """A text in an error: of a long one the beginning and the end, on one line."""
+    """A text in an error, on one line; of a long one the beginning and the end."""
     text = " ".join(text.split())
-    ends = WIDEST // 2
-    return text if len(text) <= 3 * WIDEST else f"{text[: 2 * WIDEST]} ... {text[-ends:]}"
+    return text if len(text) <= 3 * SHORT else f"{text[: 2 * SHORT]} ... {text[-SHORT // 2 :]}"
 
 
 def shown(value: object) -> str:
-    """A value in an error: its repr, of a long or large one a part."""
+    """A user's value as Python writes it, in one line of at most `SHORT` letters."""
     try:
-        text = short(_REPR.repr(value))
-    except Exception:  # a repr may raise anything
-        return f"a {type(value).__name__}"
-    ends = WIDEST // 2
-    return text if len(text) <= WIDEST else f"{text[:ends]} ... {text[-ends // 2 :]}"
+        text = " ".join(_REPR.repr(value).split())
+    except Exception:  # Python writes no number of thousands of digits; an object's own may fail
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else ""
+    text = text or f"a {type(value).__name__}"
+    return text if len(text) <= SHORT else f"{text[: SHORT - 18]}...{text[-15:]}"
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
@@ -63,7 +83,7 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     (known: ...)``.
     """
     names = sorted(map(short, known))
-    near = difflib.get_close_matches(value[: 4 * WIDEST], names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value[:SHOWN], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     more = f", ... and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return UserError(

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, print_result, say
-from amc.errors import UserError
+from amc.errors import UserError, shown
 from amc.progress import ConsoleReport
 from amc.views import tables
+
+LARGEST_SIDE = 4096  # of an image
 
 if TYPE_CHECKING:
     from amc.device.profile import DeviceProfile
@@ -24,8 +26,8 @@ def profile(
         str | None, typer.Option(help="measure the layers, into the device profile NAME.yaml")
     ] = None,
     runtime: Annotated[str, typer.Option(help="`amc ls` names them")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, help="that the runtime may use")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="images at once")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="that the runtime may use")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="images at once")] = 1,
     shape: Annotated[str | None, typer.Option("--input", help="of an image, as 3x224x224")] = None,
     emit: Annotated[
         Path | None, typer.Option("--emit-bench", help="write the layers as ONNX into this folder")
@@ -97,9 +99,11 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     sizes = text.split("x")
-    if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+    whole = all(size.isdecimal() and len(size) < 10 for size in sizes)
+    if len(sizes) != 3 or not whole or not all(1 <= int(size) <= LARGEST_SIDE for size in sizes):
         raise UserError(
-            f"--input is {text!r}: channels x height x width, as 3x224x224, is expected"
+            f"--input is {shown(text)}: channels x height x width, as 3x224x224, is expected, each "
+            f"from 1 to {LARGEST_SIDE}"
         )
     return tuple(int(size) for size in sizes)
 

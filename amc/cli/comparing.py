@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from amc.cli.console import Json, app, out, print_result, say
-from amc.errors import UserError
+from amc.errors import UserError, shown
 from amc.views import tables
+
+LARGEST_COST = 1000  # of a reference point, as a part of the original's
 
 
 @app.command()
@@ -93,7 +96,10 @@ def _corner(text: str | None) -> tuple[float, float] | None:
     try:
         cost, accuracy = (float(part) for part in text.split(","))
     except ValueError:
+        cost = accuracy = math.nan
+    if not (0 < cost <= LARGEST_COST and 0 <= accuracy <= 1):
         raise UserError(
-            f"--reference is {text!r}: a cost ratio and an accuracy, as 1,0.1, are expected"
-        ) from None
+            f"--reference is {shown(text)}: a cost ratio above 0 and at most {LARGEST_COST} and an "
+            "accuracy from 0 to 1, as 1,0.1, are expected"
+        )
     return cost, accuracy

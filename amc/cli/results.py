@@ -24,7 +24,9 @@ from amc.views import tables
 
 Episode = Annotated[
     int | None,
-    typer.Option(min=0, help="whose strategy it is, as `amc pareto` names them; else the best"),
+    typer.Option(
+        min=0, max=10**9, help="whose strategy it is, as `amc pareto` names them; else the best"
+    ),
 ]
 
 

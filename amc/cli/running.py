@@ -13,7 +13,7 @@ from amc import __version__
 
 from amc.cli import searching, results, comparing, checking  # isort: skip - the order in --help
 from amc.cli.console import Interrupted, app, err
-from amc.errors import UserError
+from amc.errors import UserError, out_of_memory
 from amc.files import refused
 
 __all__ = ["app", "checking", "comparing", "results", "run", "searching"]
@@ -46,7 +46,7 @@ def run() -> None:
     except Exception as error:
         if _was_interrupted(error):
             sys.exit(130)
-        if _is_out_of_memory(error):
+        if out_of_memory(error):
             _leave(1, OUT_OF_MEMORY)
         traceback.print_exc()
         _leave(1, BUG)
@@ -73,11 +73,3 @@ def _was_interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of Python, numpy, or torch, whose error on the CPU has no type of its own."""
-    if isinstance(error, MemoryError):
-        return True
-    kind = type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, RuntimeError) and (kind or "can't allocate memory" in str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from amc.cli.console import (
     quoted,
     say,
 )
+from amc.errors import UserError
 from amc.progress import Board, ConsoleReport
 from amc.runs import names
 from amc.views import tables
@@ -34,6 +36,7 @@ SideBySide = Annotated[
     int,
     typer.Option(
         min=1,
+        max=1024,
         help="strategies measured side by side, where the agent proposes several (td3, ddpg and "
         "sac: agent.envs of them)",
     ),
@@ -146,9 +149,9 @@ def sweep(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE,VALUE...]...")
     ] = None,
     to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="runs at a time")] = None,
     ray: Ray = None,
-    gpus: Annotated[float, typer.Option(min=0, help="for each run, of Ray's")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, max=1024, help="for each run, of Ray's")] = 0.0,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -161,6 +164,8 @@ def sweep(
     from amc import sweep as sweeping
     from amc.parallel.workers import LocalWorkers, RayWorkers, Workers
 
+    if math.isnan(gpus):  # which is within any bounds
+        raise UserError("--gpus is nan: a number from 0 to 1024 is expected")
     make: Callable[[int, int], Workers] = LocalWorkers
     if ray is not None:
         make = partial(RayWorkers, address=ray, gpus=gpus)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import decimal
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from amc.cost.cost import Cost, Metric
-from amc.errors import UserError
+from amc.errors import UserError, shown
 
 GOLDEN = (5**0.5 - 1) / 2
 AT_END = 0.05  # of the episodes of a range, at each of its ends
@@ -45,11 +47,11 @@ class Budget:
             return replace(high, least=low.limit)
         if ratio is not None:
             if not 0 < ratio <= 1:
-                raise UserError(f"budget.ratio is {ratio}: it must be above 0 and at most 1")
+                raise UserError(f"budget.ratio is {shown(ratio)}: it must be above 0 and at most 1")
             return cls(metric, ratio * original[metric], fill)
         assert limit is not None
-        if limit <= 0:
-            raise UserError(f"budget.limit is {limit}: it must be above 0")
+        if not 0 < limit < math.inf:
+            raise UserError(f"budget.limit is {shown(limit)}: it must be above 0 and finite")
         return cls(metric, limit, fill)
 
     def of_episode(self, number: int) -> Budget:
@@ -71,7 +73,8 @@ class Budget:
         """Refuse a budget that not even the smallest strategy meets.
 
         Raises:
-            UserError: with the smallest value that can be reached, and ``why`` it is no smaller.
+            UserError: with the smallest value that can be reached, rounded up so that it can be
+                typed back, and ``why`` it is no smaller.
         """
         wanted = self.limit if self.least is None else self.least
         if smallest[self.metric] > wanted:
@@ -79,7 +82,7 @@ class Budget:
             digits = 6 if self.metric == "latency_ms" else 10
             raise UserError(
                 f"the budget of {wanted:.{digits}g} {self.metric} cannot be reached: the "
-                f"smallest possible is {least:.{digits}g} (ratio {least / whole:.4f})"
+                f"smallest possible is {_limit(least, self.metric)} (ratio {_ratio(least, whole)})"
                 + (f"; {why}" if why else "")
             )
 
@@ -99,3 +102,19 @@ class Budget:
             else:
                 high = middle - 1
         return choices[low]
+
+
+def _limit(least: float, metric: Metric) -> str:
+    """The smallest limit of few digits that is not below a cost: counts are whole."""
+    if metric != "latency_ms":
+        return str(math.ceil(least))
+    context = decimal.Context(prec=6, rounding=decimal.ROUND_CEILING)
+    return f"{context.create_decimal_from_float(least):f}"
+
+
+def _ratio(least: float, whole: float) -> str:
+    """The smallest ratio of four digits whose part of the whole is not below a cost."""
+    steps = math.ceil(1e4 * least / whole)
+    while steps / 1e4 * whole < least:  # by rounding
+        steps += 1
+    return f"{steps / 1e4:.4f}"

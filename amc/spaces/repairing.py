@@ -38,7 +38,9 @@ GOOD = 0.3
 class RepairOptions(SpaceOptions):
     """The options that these spaces share."""
 
-    round_to: int = Field(1, ge=1, description="channels kept, and ranks, are multiples of this")
+    round_to: int = Field(
+        1, ge=1, le=100_000, description="channels kept, and ranks, are multiples of this"
+    )
     min_ratio: float = Field(0.2, gt=0, le=1, description="the smallest keep ratio of a decision")
     repair: Literal["none", "independent", "sequential"] = Field(
         "sequential",
@@ -48,6 +50,7 @@ class RepairOptions(SpaceOptions):
     ridge: float = Field(
         RIDGE,
         ge=0,
+        le=1000,
         description="how strongly repair pulls towards the weights as they were, as a part of the "
         "mean diagonal of the Gram matrix",
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from amc.evaluate.prepare import Precision
-from amc.options import Options
+from amc.options import LARGEST_SEED, Options
 
 Augment = Literal["auto", "none", "shift", "crop"]
 
@@ -19,18 +19,22 @@ def _augment(value: Any) -> Any:
 class TrainConfig(Options):
     """SGD with Nesterov momentum; the learning rate rises linearly, then falls in one cosine."""
 
-    epochs: int = Field(30, ge=1, description="passes over the training images")
-    batch_size: int = Field(128, ge=1, description="images an update, over all processes")
-    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    epochs: int = Field(30, ge=1, le=100_000, description="passes over the training images")
+    batch_size: int = Field(
+        128, ge=1, le=1_000_000, description="images an update, over all processes"
+    )
+    lr: float = Field(0.1, gt=0, le=1000, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's")
     weight_decay: float = Field(
-        5e-4, ge=0, description="on weights of convolutions and linear layers"
+        5e-4, ge=0, le=10, description="on weights of convolutions and linear layers"
     )
     warmup: float = Field(
         0.05, ge=0, lt=1, description="the part of the updates in which the learning rate rises"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels' cross-entropy")
-    clip: float | None = Field(None, gt=0, description="the largest norm that a gradient may have")
+    clip: float | None = Field(
+        None, gt=0, le=1e9, description="the largest norm that a gradient may have"
+    )
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of an average of the weights, which is then the result"
     )
@@ -50,10 +54,10 @@ class DistillConfig(Options):
     soft: float = Field(
         0.0, ge=0, le=1, description="weight of its softened outputs; the labels have the rest"
     )
-    temperature: float = Field(4.0, gt=0, description="that softens the outputs")
-    hint: float = Field(0.0, ge=0, description="weight of its features (FitNets)")
-    attention: float = Field(0.0, ge=0, description="weight of its attention maps")
-    fsp: float = Field(0.0, ge=0, description="weight of the flow between its layers (FSP)")
+    temperature: float = Field(4.0, ge=0.01, le=10_000, description="that softens the outputs")
+    hint: float = Field(0.0, ge=0, le=1e6, description="weight of its features (FitNets)")
+    attention: float = Field(0.0, ge=0, le=1e6, description="weight of its attention maps")
+    fsp: float = Field(0.0, ge=0, le=1e6, description="weight of the flow between its layers (FSP)")
     layers: tuple[str, ...] | None = Field(
         None, description="modules whose outputs are features; none: the last of each resolution"
     )
@@ -62,7 +66,7 @@ class DistillConfig(Options):
 class FinetuneConfig(TrainConfig):
     """Training of the compressed network, which begins with its repaired weights."""
 
-    lr: float = Field(0.01, gt=0, description="peak learning rate")
+    lr: float = Field(0.01, gt=0, le=1000, description="peak learning rate")
     distill: DistillConfig = Field(
         default_factory=DistillConfig, description="what the uncompressed network teaches"
     )
@@ -76,4 +80,6 @@ class FinetuneConfig(TrainConfig):
         description="keep the held-out images from training, and take the epoch that is best on "
         "them; false: train on all training images, and take the last epoch",
     )
-    seed: int | None = Field(None, ge=0, description="of order and augmentation; none: the run's")
+    seed: int | None = Field(
+        None, ge=0, le=LARGEST_SEED, description="of order and augmentation; none: the run's"
+    )

@@ -15,7 +15,7 @@ from torch import nn
 from zoo import layer_ms, zoo_network
 
 from amc.cost.budget import Budget
-from amc.cost.cost import Metric
+from amc.cost.cost import METRICS, Cost, Metric
 from amc.errors import UserError
 from amc.network.layers import LayerSpec, LayerTable
 from amc.network.trace import Network
@@ -99,9 +99,58 @@ def test_an_action_means_the_nearest_choice_that_is_left() -> None:
 def test_an_unreachable_latency_is_refused_with_the_smallest() -> None:
     space = space_on(Stairs())
     least = space.cost(Bounds.of(space, Budget("latency_ms", 1e9)).floor)["latency_ms"]
-    with pytest.raises(UserError, match=f"latency_ms cannot be reached.*{least:.6g}"):
+    with pytest.raises(UserError, match="latency_ms cannot be reached") as caught:
         Bounds.of(space, Budget("latency_ms", 0.99 * least))
+    assert least <= float(named(caught.value)[0]) < least * (1 + 2e-5)
     assert Bounds.of(space, Budget("latency_ms", least)).uniform()
+
+
+def named(error: UserError) -> tuple[str, str]:
+    """The limit and the ratio that are said to be the smallest possible."""
+    found = re.search(r"smallest possible is (\S+) \(ratio (\S+)\)", str(error))
+    assert found is not None
+    return found[1], found[2]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("network", ["resnet20", "plain20"])
+def test_law_2_the_smallest_value_that_is_named_can_be_typed_back(
+    metric: Metric, network: str
+) -> None:
+    space = space_on(Stairs(0.05), network, 3)
+    original = space.cost({})
+    with pytest.raises(UserError) as caught:
+        Bounds.of(space, Budget.of(metric, original, ratio=1e-4))
+    limit, ratio = named(caught.value)
+    for budget in (
+        Budget.of(metric, original, limit=float(limit)),
+        Budget.of(metric, original, ratio=float(ratio)),
+        Budget.of(metric, original, ratio=(float(ratio), 1.0)),
+    ):
+        assert space.cost(Bounds.of(space, budget).floor)[metric] <= (budget.least or budget.limit)
+
+
+@pytest.mark.parametrize("limit", [math.nan, math.inf, -math.inf, 0, -1])
+def test_a_limit_is_a_number_above_0(limit: float) -> None:
+    cost = Cost(100, 10, 1000)
+    for given in ({"limit": limit}, {"ratio": limit}):
+        with pytest.raises(UserError, match=f"budget.{next(iter(given))} is {limit}: it must be"):
+            Budget.of("macs", cost, **given)
+
+
+@pytest.mark.parametrize("metric", ["macs", "latency_ms"])
+def test_rounding_up_never_falls_below(metric: Metric) -> None:
+    def cost(value: float) -> Cost:
+        return Cost(int(value), 1, 1, value)
+
+    generator = np.random.default_rng(0)
+    for whole in 10 ** generator.uniform(-3 if metric == "latency_ms" else 3, 13, 2000):
+        least, original = cost(whole * generator.uniform(0.01, 1)), cost(whole)
+        with pytest.raises(UserError) as caught:
+            Budget(metric, 0.0).check_reachable(least, original)
+        limit, ratio = named(caught.value)
+        Budget.of(metric, original, limit=float(limit)).check_reachable(least, original)
+        Budget.of(metric, original, ratio=float(ratio)).check_reachable(least, original)
 
 
 class Widths(LayerwiseSpace):
