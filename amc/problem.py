@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from amc.config import Config
 from amc.cost.budget import Budget
@@ -21,6 +22,7 @@ from amc.device.reach import step_of
 from amc.device.runtimes import Runtime, make_runtime, processor, timed_in_turn
 from amc.errors import UserError
 from amc.evaluate.evaluator import Evaluator
+from amc.evaluate.guessing import Guessing
 from amc.evaluate.measure import ImageSet, logits
 from amc.evaluate.prepare import SEEN, check_alike, prepared, trust
 from amc.network.layers import evaluating, example_input
@@ -177,6 +179,28 @@ class Problem:
         }
 
 
+def check_trained(config: Config, accuracy: float, labels: Tensor) -> None:
+    """Refuse a base network that is no better than guessing, unless ``allow_untrained`` is set.
+
+    Args:
+        config: of the run.
+        accuracy: of the base network on the held-out images.
+        labels: of these images, (n,).
+
+    Raises:
+        UserError: with both accuracies.
+    """
+    guessing = Guessing.of(labels)
+    if config.allow_untrained or accuracy > guessing.reach:
+        return
+    raise UserError(
+        f"the base network scores {accuracy:.2%} on the {guessing.images} held-out images, no "
+        f"better than always guessing their most frequent class ({guessing.accuracy:.2%}): it "
+        "looks untrained, or its weights, labels or normalisation do not belong together; name "
+        "trained weights, or set allow_untrained=true to search it all the same"
+    )
+
+
 def untrained_space(
     config: Config, input_shape: tuple[int, ...] | None = None, report: Report = silent
 ) -> CompressionSpace:
@@ -212,6 +236,11 @@ def _base_network(
     untrained = False
     if model is None:
         pretrained = config.weights == "DEFAULT"
+        if pretrained and not str(config.model).startswith("torchvision:"):
+            raise UserError(
+                f"weights is DEFAULT, but only torchvision's networks have such, not {name!r}: "
+                "name a file as weights, or take weights=null and add a train section"
+            )
         base = base or weights_file(config)
         if base is not None:
             channels = dataset.input_shape[0]
@@ -220,6 +249,7 @@ def _base_network(
         untrained = base is None and config.weights is None and _needs_training(config)
     if base is not None:
         load_weights(model, base)
+    _check_finite(model, name)
     network = Network.of(model, dataset.input_shape, name)
     _check_classes(network, dataset)
     return network, untrained
@@ -262,6 +292,26 @@ def _build(config: Config, classes: int, channels: int, pretrained: bool = False
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return build_model(name, classes, channels, pretrained)
+
+
+def _check_finite(model: nn.Module, name: str) -> None:
+    """Refuse weights and running statistics that are no numbers. Other buffers may be infinite, as
+    masks of attention are.
+    """
+    parameters = [(key, value, "weights") for key, value in model.named_parameters()]
+    buffers = [(key, value, "buffer") for key, value in model.named_buffers()]
+    for key, value, what in parameters + buffers:
+        if is_lazy(value) or value.is_meta or not value.is_floating_point():
+            continue
+        numbers = value.detach().float()  # in which it is searched
+        statistics = key.rpartition(".")[2] in ("running_mean", "running_var")
+        wrong = numbers.isnan() if what == "buffer" and not statistics else ~numbers.isfinite()
+        if count := int(wrong.sum()):
+            found = "NaN" if numbers.isnan().any() else "infinite"
+            raise UserError(
+                f"the network {name!r} is damaged: {count} of the {value.numel()} values of its "
+                f"{what} {key!r} are {found}; take weights from before its training diverged"
+            )
 
 
 def _check_classes(network: Network, dataset: Dataset) -> None:

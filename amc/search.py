@@ -34,7 +34,7 @@ from amc.evaluate.outcome import Outcome
 from amc.files import folder_name, write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow
-from amc.problem import Problem, weights_file
+from amc.problem import Problem, check_trained, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
 from amc.runs import names
@@ -102,6 +102,7 @@ def search(
     started = time.strftime("%Y%m%d-%H%M%S")
     problem = Problem.build(config, model, dataset, report)
     evaluator = problem.evaluator()
+    check_trained(config, evaluator.baseline.accuracy, evaluator.images.labels)
     provenance = _provenance(problem)
     path = claim(Path(out) / name / f"s{config.seed}-{started}")
     files = {names.LAYERS: layers_csv(problem.network.table)}

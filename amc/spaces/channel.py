@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from amc.criteria import Criterion
 from amc.criteria.reconstruction import removal_losses
-from amc.errors import UserError
+from amc.errors import UserError, first_line
 from amc.network.groups import ChannelGroup, find_groups
 from amc.network.layers import LayerSpec, LayerTable
 from amc.network.trace import trace
@@ -54,7 +54,7 @@ class ChannelSpace(RepairingSpace):
 
     def find_decisions(self) -> list[Decision]:
         self._criterion: Criterion = lookup("criterion", self.options.criterion)
-        if self.calibration is None and self.options.criterion != "l1":
+        if self.calibration is None and self.options.criterion == "reconstruction":
             raise UserError("the reconstruction criterion needs calibration images")
         groups, self.left_alone = find_groups(self.network)
         if not self.options.coupled:
@@ -69,7 +69,9 @@ class ChannelSpace(RepairingSpace):
         self.left_alone.update(failures)
         self._verified = {item.group.name: item for item in verified}
         decisions = [self._decision(item.group) for item in verified]
-        return self._settled([decision for decision in decisions if len(decision.choices) > 1])
+        decisions = [decision for decision in decisions if len(decision.choices) > 1]
+        self._order = {d.name: self._ranked(self._verified[d.name].group) for d in decisions}
+        return self._settled(decisions)
 
     def _why_wrong(self, strategy: dict[str, int], counted: bool) -> str | None:
         cuts = self.cuts(strategy)
@@ -146,15 +148,34 @@ class ChannelSpace(RepairingSpace):
             removed.append((group, self._order[decision.name][:count]))
         return cuts_of(removed)
 
-    @cached_property
-    def _order(self) -> dict[str, list[int]]:
-        """decision -> its atoms, the first to go first."""
-        groups = [self._group(decision.name).group for decision in self.decisions]
-        scores = [self._criterion(group, self.network, self._grams) for group in groups]
-        return {
-            group.name: torch.sort(score, stable=True).indices.tolist()
-            for group, score in zip(groups, scores, strict=True)
-        }
+    def _ranked(self, group: ChannelGroup) -> list[int]:
+        """The atoms of a group, the first to go first.
+
+        Raises:
+            UserError: it fails, or its answer is no score an atom.
+        """
+        name = f"the criterion {self.options.criterion!r}"
+        try:
+            scores = self._criterion(group, self.network, self._grams)
+        except UserError:
+            raise
+        except Exception as error:  # a user's code may raise anything
+            raise UserError(
+                f"{name} fails for the channels of {group.name!r} ({type(error).__name__}: "
+                f"{first_line(error)}): it is called as criterion(group, network, grams)"
+            ) from error
+        found = f"a {type(scores).__name__}"
+        if isinstance(scores, Tensor):
+            found = f"{str(scores.dtype).removeprefix('torch.')} {tuple(scores.shape)}"
+            right = scores.is_floating_point() and scores.shape == (group.size,)
+            if right and not scores.isnan().any():
+                order: list[int] = torch.sort(scores.detach(), stable=True).indices.tolist()
+                return order
+            found += " with NaN" if right else ""
+        raise UserError(
+            f"{name} gives {found} for the channels of {group.name!r}: a float tensor "
+            f"({group.size},) without NaN is expected, in which higher stays"
+        )
 
     def apply(self, strategy: Strategy) -> nn.Module:
         cuts = self.cuts(strategy)
