@@ -120,6 +120,7 @@ def config_of(*overrides: str) -> Config:
         "budget": {"ratio": 0.5},
         "evaluate": {"images": 100, "calibration_images": 60, "precision": "fp32"},
         "agent": {"name": "ddpg", "episodes": 10, "warmup_episodes": 4},
+        "allow_untrained": True,
     }
     return parse_config(base, overrides)
 
