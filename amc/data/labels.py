@@ -64,7 +64,7 @@ def class_numbers(values: object, whose: str, images: IntArray | None = None) ->
         )
     if (odd := np.flatnonzero((numbers < 0) | (numbers >= 2**31))).size:
         raise UserError(
-            f"{whose} hold {numbers[odd[0]]:.0f} (image {_at(odd, images)}): class numbers begin "
+            f"{whose} hold {numbers[odd[0]]:.15g} (image {_at(odd, images)}): class numbers begin "
             "at 0; leave out images without a class, with torch.utils.data.Subset or an index"
         )
     return labels.astype(np.int64)

@@ -24,5 +24,6 @@ def figure_of(
         size: in inches.
         settings: more of matplotlib's, while it is drawn.
     """
-    with _LOCK, matplotlib.rc_context({**(settings or {}), **_LITERAL}):
+    chosen: Any = {**(settings or {}), **_LITERAL}
+    with _LOCK, matplotlib.rc_context(chosen):
         yield Figure(figsize=size, layout="constrained")

@@ -53,6 +53,7 @@ OPTIONS = [
     "weights=null",
     "space.round_to=2",
     "train.epochs=1",
+    "allow_untrained=true",
     "agent={name: random, episodes: 2}",
     "evaluate={images: 50, calibration_images: 50}",
 ]
