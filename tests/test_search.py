@@ -36,6 +36,7 @@ TINY = [
     "evaluate.images=100",
     "evaluate.calibration_images=60",
     "train.epochs=2",
+    "allow_untrained=true",
     "agent.warmup_episodes=4",
 ]
 PRESET = "digits_resnet8_channel_macs50"
@@ -84,6 +85,7 @@ def test_a_users_own_function_may_give_a_trained_network(
     )
     monkeypatch.chdir(tmp_path)
     overrides = ["dataset=digits", "model=my_network:build", "budget.ratio=0.5"]
+    overrides += ["allow_untrained=true"]
     config = parse_config({"evaluate": {"images": 50, "calibration_images": 50}}, overrides)
     config = parse_config(config.model_dump(), ["agent.episodes=3", "agent.warmup_episodes=2"])
     path = search(config, out=tmp_path).run.path

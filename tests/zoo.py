@@ -11,15 +11,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from amc.config import Config, parse_config
+from amc.data.datasets import Dataset
 from amc.network.builtin import CifarResNet, CifarVGG16, MobileNetV1
 from amc.network.layers import LayerSpec
 from amc.network.torchvision_compat import torchvision
 from amc.network.trace import Network, trace
+from amc.progress import silent
 from amc.spaces.channel import ChannelSpace
+from amc.training.settings import TrainConfig
+from amc.training.trainer import train
 
 torch.set_num_threads(1)  # tests run side by side, a process a core
 tv = torchvision.models
@@ -115,11 +120,20 @@ class Mine(nn.Module):
         return self.head(torch.relu(self.b(torch.relu(self.norm(self.a(x))))).mean((2, 3)))
 
 
+def taught(model: nn.Module, dataset: Dataset) -> nn.Module:
+    """A network that knows a small dataset better than guessing does, trained in place."""
+    every = np.arange(len(dataset.train.labels))
+    settings = TrainConfig(epochs=3, batch_size=32, augment="none", precision="fp32")
+    train(model, dataset, every, settings, 0, silent)
+    return model
+
+
 def config_of(*overrides: str) -> Config:
     base = {
         "budget": {"ratio": 0.5},
         "evaluate": {"images": 100, "calibration_images": 60, "precision": "fp32"},
         "agent": {"name": "ddpg", "episodes": 10, "warmup_episodes": 4},
+        "allow_untrained": True,
     }
     return parse_config(base, overrides)
 

@@ -17,24 +17,26 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from amc.data.archives import read_arrays
 from amc.data.arrays import ArrayImages, as_pixels, normalisation
 from amc.data.folders import FolderImages
 from amc.data.images import Images
 from amc.data.labels import class_numbers
 from amc.data.loaders import LoaderImages
 from amc.data.places import find_file
-from amc.data.samplers import in_common
-from amc.errors import UserError, first_line, unknown
+from amc.data.samplers import in_common, own_randomness
+from amc.errors import UserError, unknown
 from amc.network.torchvision_compat import torchvision
 
+SEEN = 16  # images at once, to see whether they differ
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test images, the number of classes, and the normalisation (of pixels in [0, 1],
-    a value a channel). What is made has images of two classes at least, labels below the number of
-    classes, and a normalisation that fits.
+    a value a channel). What is made has images of two classes at least that are not all of one
+    colour, labels below the number of classes, and a normalisation that fits.
     """
 
     name: str
@@ -69,6 +71,12 @@ class Dataset:
                 raise UserError(
                     f"{key} of {self.name!r} is {', '.join(f'{value:g}' for value in values)}: it "
                     "is of pixels in [0, 1], so divide what is of 0 to 255 by 255"
+                )
+        for part, images in (("training", self.train), ("test", self.test)):
+            if (value := _only_value(images)) is not None:
+                raise UserError(
+                    f"all pixels of all {part} images of {self.name!r} are {value:g}: there is "
+                    "nothing to see, look at how they were made"
                 )
 
     @classmethod
@@ -161,6 +169,21 @@ def _check_sizes(name: str, train: tuple[int, ...], test: tuple[int, ...]) -> No
         )
 
 
+def _only_value(images: Images) -> float | None:
+    """The value that all pixels of all images have; none where two differ, as nearly always among
+    the first few.
+    """
+    first: float | None = None
+    for start in range(0, len(images.labels), SEEN):
+        end = min(start + SEEN, len(images.labels))
+        with own_randomness(0):  # a user's loader may draw some
+            pixels = images.fetch(np.arange(start, end))
+        first = float(pixels.flatten()[0]) if first is None else first
+        if (pixels != first).any():
+            return None
+    return first
+
+
 def _classes(*parts: Images) -> int:
     """Of all labels: those of test images may be among the network's classes though no training
     image is of them.
@@ -198,26 +221,7 @@ def _digits(_folder: Path) -> Dataset:
 
 
 def _npz(name: str, path: Path, **normalisation: Any) -> Dataset:
-    keys = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(
-                f"the data file {str(path)!r} holds one array: np.savez makes one with "
-                f"{', '.join(keys)}"
-            )
-        with archive:
-            if missing := [key for key in keys if key not in archive]:
-                raise UserError(
-                    f"{str(path)!r} has no array {missing[0]!r}: it needs {', '.join(keys)}"
-                )
-            arrays: list[Any] = [archive[key] for key in keys]
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file may lead to nearly any
-        raise UserError(
-            f"the data file {str(path)!r} is damaged, or holds Python objects: {first_line(error)}"
-        ) from error
+    arrays: list[Any] = read_arrays(path, name, ("x_train", "y_train", "x_test", "y_test"))
     return Dataset.from_arrays(name, *arrays, **normalisation)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,8 +20,8 @@ def as_array(values: object, whose: str) -> NDArray[np.generic]:
     """
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        if values.is_floating_point():
-            values = values.double()  # NumPy has no bfloat16
+        if values.dtype == torch.bfloat16:
+            values = values.float()  # NumPy has none
     try:
         found = np.asarray(values)
         return np.asarray(found.tolist()) if found.dtype == object else found
@@ -63,7 +64,7 @@ def class_numbers(values: object, whose: str, images: IntArray | None = None) ->
         )
     if (odd := np.flatnonzero((numbers < 0) | (numbers >= 2**31))).size:
         raise UserError(
-            f"{whose} hold {numbers[odd[0]]:.0f} (image {_at(odd, images)}): class numbers begin "
+            f"{whose} hold {numbers[odd[0]]:.15g} (image {_at(odd, images)}): class numbers begin "
             "at 0; leave out images without a class, with torch.utils.data.Subset or an index"
         )
     return labels.astype(np.int64)

@@ -94,6 +94,8 @@ class LoaderImages:
 
     def _check(self, images: Tensor, numbers: IntArray) -> None:
         self.shape = self.shape or tuple(images.shape[1:])
+        if 0 in images.shape[1:]:
+            raise UserError(f"{self._whose} are {self.shape}: they have no pixels")
         if images.shape[1:] != self.shape:
             raise UserError(_sizes(self._whose, [self.shape, tuple(images.shape[1:])]))
         if not (finite := images.isfinite().flatten(1).all(1)).all():

@@ -89,7 +89,9 @@ def _counted(dataset: Dataset, images: int | None, calibration_images: int | Non
 def _read_indices(path: Path, total: int) -> IntArray:
     """Different whole numbers below ``total``, in the order of the file."""
     try:
-        found = np.load(path, allow_pickle=False)
+        with np.errstate(all="raise"):  # a size of too many digits
+            # mapped: what it claims must be there, and takes no memory
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged file may lead to nearly any
         raise UserError(
             f"the file of held-out indices {str(path)!r} cannot be read: {first_line(error)}; "
@@ -100,8 +102,9 @@ def _read_indices(path: Path, total: int) -> IntArray:
         raise UserError(f"{wrong}: it is an archive of several arrays, save one with np.save")
     if found.dtype == bool:
         raise UserError(f"{wrong}: it holds true and false, save np.flatnonzero of them")
-    if found.dtype.kind not in "iuf" or not found.size:
+    if found.dtype.kind not in "iuf" or not 0 < found.size <= total:
         raise UserError(f"{wrong}: it holds {found.dtype} {found.shape}")
+    found = np.array(found)
     for flaw, what in (
         (~np.isfinite(found) | (found != np.rint(found)), "no whole number"),
         ((found < 0) | (found >= total), "no training image's"),

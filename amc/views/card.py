@@ -147,5 +147,7 @@ def _strategy(description: Mapping[str, Any], space: CompressionSpace) -> str:
     for decision in space.decisions:
         choice = description["strategy"][decision.name]
         ratio = space.encode(decision, choice)
-        rows.append(f"| {code(decision.name)} | {choice} | {decision.choices[-1]} | {ratio:.3f} |")
+        rows.append(
+            f"| {literal(decision.name)} | {choice} | {decision.choices[-1]} | {ratio:.3f} |"
+        )
     return "\n".join(rows)

@@ -42,6 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "budget": {"ratio": 0.5},
             "evaluate": {"images": 50, "calibration_images": 50},
             "agent": {"name": "random", "episodes": 3},
+            "allow_untrained": True,
         }
     )
     path = search(config, out=folder).run.path

@@ -18,7 +18,7 @@ from readme import BLOCKS
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import Mine, command, config_of
+from zoo import Mine, command, config_of, taught
 
 from amc.data.datasets import Dataset
 from amc.deliver.evaluate import evaluate
@@ -30,7 +30,7 @@ from amc.search import SearchResult, search
 from amc.views.axes import draw_finetune
 
 PRESET = "digits_resnet8_channel_macs50"
-SHORT = ["train.epochs=3", "agent.name=uniform", "evaluate.images=200"]
+SHORT = ["allow_untrained=true", "train.epochs=3", "agent.name=uniform", "evaluate.images=200"]
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_the_loaders_of_the_readme(digits: Dataset, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     names = {
-        "my_network": Mine(),
+        "my_network": taught(Mine(), digits),
         "train_loader": loader(digits.train, True),
         "test_loader": loader(digits.test, False),
     }

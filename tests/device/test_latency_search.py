@@ -104,7 +104,7 @@ def test_from_profile_to_export_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     preset = "digits_resnet8_channel_latency50"
     small = ["space.round_to=16", "train.epochs=2", "agent.episodes=4", "agent.warmup_episodes=2"]
-    small += ["budget.ratio=0.9"]  # of whatever machine this runs on
+    small += ["allow_untrained=true", "budget.ratio=0.9"]  # of whatever machine this runs on
     runner = CliRunner()
 
     def run(*arguments: str) -> str:

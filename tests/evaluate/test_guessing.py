@@ -80,6 +80,14 @@ def test_weights_that_are_no_numbers_are_named(name: str, value: float, digits: 
         Problem.build(config_of(), model, digits)
 
 
+def test_a_file_of_weights_that_are_no_numbers_is_named(digits: Dataset, tmp_path: Path) -> None:
+    model = Mine()
+    spoil("b.bias", math.nan)(model)
+    torch.save(model.state_dict(), tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=r"'Mine with .*bad.pt' is damaged: .*'b.bias' are NaN"):
+        Problem.build(config_of(), Mine(), digits, base=tmp_path / "bad.pt")
+
+
 def test_a_mask_may_be_infinite_but_no_number_it_must_be(digits: Dataset) -> None:
     class Masked(Mine):
         def __init__(self) -> None:

@@ -20,6 +20,7 @@ from amc.sweep import Sweep, plan, sweep, values_of
 PRESET = "digits_resnet8_channel_macs50"
 TINY = [
     "train.epochs=2",
+    "allow_untrained=true",
     "evaluate.images=100",
     "evaluate.calibration_images=60",
     "agent.episodes=6",

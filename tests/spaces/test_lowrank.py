@@ -250,7 +250,7 @@ def test_a_network_that_is_trained_first(tmp_path: Path) -> None:
     run is resumed.
     """
     small = ["evaluate.images=50", "evaluate.calibration_images=70", "train.epochs=2"]
-    agent = ["agent.episodes=3", "agent.warmup_episodes=2"]
+    agent = ["agent.episodes=3", "agent.warmup_episodes=2", "allow_untrained=true"]
     _, config = load_config("digits_resnet8_lowrank_macs50", [*small, *agent])
     result = search(config, out=tmp_path, name="digits")
     again = resume(result.run.path)

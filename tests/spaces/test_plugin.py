@@ -104,6 +104,7 @@ def test_a_search_with_the_example(
             "budget": {"metric": "params", "ratio": 0.6},
             "evaluate": {"images": 100, "calibration_images": 50},
             "agent": {"name": "ddpg", "episodes": 6, "warmup_episodes": 2},
+            "allow_untrained": True,
         }
     )
     result = search(config, model=model, dataset=digits, out=tmp_path)

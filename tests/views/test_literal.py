@@ -53,6 +53,7 @@ OPTIONS = [
     "weights=null",
     "space.round_to=2",
     "train.epochs=1",
+    "allow_untrained=true",
     "agent={name: random, episodes: 2}",
     "evaluate={images: 50, calibration_images: 50}",
 ]
@@ -172,9 +173,23 @@ def test_everything_works_in_such_a_folder(
         assert not found.tags & {"b", "script"}
     assert "<b>[/]$a$|`" in Plain((run / "report.html").read_text()).text
     card = (run / "export" / "README.md").read_text()
-    assert "<code>&#60;b&#62;&#91;/&#93;&#36;a&#36;&#124;&#96;</code>" in card
+    assert "| &#60;b&#62;&#91;/&#93;&#36;a&#36;&#124;&#96; |" in card
     assert "<b>" not in card
     assert "[bold]x[/]" in amc("show", run / "config.yaml", "heldout='[bold]x[/]'")
+
+
+def test_mistakes_are_told_as_they_were_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (
+        ["evaluate", "[bold]x[/]"],
+        ["search", "[bold]x[/]"],
+        ["[bold]x[/]"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["amc", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2 and "[bold]x[/]" in capsys.readouterr().err
 
 
 def test_what_a_run_holds_is_no_markup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
