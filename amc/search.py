@@ -31,7 +31,7 @@ from amc.errors import UserError, first_line, out_of_memory, short
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.measure import ImageSet
 from amc.evaluate.outcome import Outcome
-from amc.files import folder_name, write_bytes
+from amc.files import check_same, folder_name, write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow
 from amc.problem import Problem, check_trained, weights_file
@@ -110,6 +110,7 @@ def search(
         files[names.DEVICE] = problem.device.to_yaml().encode()
     if model is not None or weights_file(config) is None:
         files[names.BASE] = save(plain(problem.network.model))
+        provenance["base_sha256"] = hashlib.sha256(files[names.BASE]).hexdigest()
     with stoppable(path), writing(path):
         run = Run.create(path, config, provenance, files)
         return _continue(run, problem, evaluator, jobs, ray, report)
@@ -204,6 +205,8 @@ def _reopened(
             "amc.resume(path, model=...)"
         )
     base = run.path / names.BASE if (run.path / names.BASE).is_file() else None
+    if base is not None and weights is None:
+        check_same(base, run.provenance["base_sha256"])
     if weights is not None:
         base = weights_file(config.model_copy(update={"weights": weights}))
     if base is None and config.weights is None:

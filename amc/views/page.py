@@ -143,6 +143,8 @@ def _widths(run: Run) -> Markup:
 
 def _finetuning(folder: Path) -> Markup:
     rows = [row.as_dict() for row in read_csv(folder / names.LOG, EpochRow)]
+    if not rows:
+        raise UserError(f"{str(folder / names.LOG)!r} is damaged: it has no row")
     before = read_json(folder / names.BEFORE, Before).as_dict()
     return _picture("finetune", lambda axes: draw_finetune(axes, rows, before), "fine-tuning")
 
