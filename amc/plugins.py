@@ -15,13 +15,19 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import sysconfig
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
-from amc.errors import UserError, first_line, unknown
+from amc.errors import UserError, first_line, out_of_memory, short, unknown
 from amc.files import write_json
+
+_INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "space": ("Options", "find_decisions", "resize", "apply", "describe", "rebuild"),
@@ -181,3 +187,55 @@ def _remember(path: str, origin: str) -> None:
         write_json(_memory(), sorted([*known, (path, origin)]))
     except (UserError, OSError, RuntimeError):  # a home that cannot be written
         return
+
+
+@contextmanager
+def users_code() -> Iterator[None]:
+    """What a user's code raises inside (a plug-in, a network's forward) is not a bug of amc's: one
+    sentence that names the line, and the traceback in a file.
+
+    Raises:
+        UserError: then.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        # the first frame is this one
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
+        if out_of_memory(error) or not any(map(_is_users, frames)):
+            raise
+        last = [found for found in zip(frames, _summary(error), strict=True) if _is_users(found[0])]
+        file, line = last[-1][1].filename, last[-1][1].lineno
+        raise UserError(
+            f"{file}, line {line}, raised {type(error).__name__}: "
+            f"{short(first_line(error))}{_kept(error)}"
+        ) from error
+
+
+def _summary(error: Exception) -> list[traceback.FrameSummary]:
+    return list(traceback.extract_tb(error.__traceback__))[1:]
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether code is of a plug-in that the user has named, or of a module of the user's own. (What
+    a callback raises goes to whom it belongs.)
+    """
+    root = str(frame.f_globals.get("__name__", "")).split(".")[0]
+    if root in {name.split(":")[0].split(".")[0] for name in _named} - {"amc"}:
+        return True
+    if root == "amc" or any(str(place) in frame.f_code.co_filename for place in _INSTALLED):
+        return False
+    kinds = type(frame.f_locals.get("self")).__mro__
+    return any(kind.__module__ == "torch.nn.modules.module" for kind in kinds)
+
+
+def _kept(error: Exception) -> str:
+    """The traceback goes into a file, which is named; where it cannot, nothing is said."""
+    with suppress(OSError):
+        handle, name = tempfile.mkstemp(prefix="amc-", suffix=".txt", text=True)
+        with os.fdopen(handle, "w") as file:
+            file.write("".join(traceback.format_exception(error)))
+        return f" (traceback: {name})"
+    return ""

@@ -10,8 +10,7 @@ import copy
 import hashlib
 import logging
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +26,13 @@ from amc.config import Config, load_config, parse_config
 from amc.data.datasets import Dataset
 from amc.device.profile import DeviceProfile
 from amc.envs import ENV_ID
-from amc.errors import UserError, first_line, out_of_memory, short
+from amc.errors import UserError, first_line, short
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.measure import ImageSet
 from amc.evaluate.outcome import Outcome
 from amc.files import check_same, folder_name, write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
-from amc.plugins import allow
+from amc.plugins import allow, users_code
 from amc.problem import Problem, check_trained, weights_file
 from amc.progress import Report, silent
 from amc.registry import lookup
@@ -60,6 +59,7 @@ class SearchResult:
     best: dict[str, Any]
 
 
+@users_code()
 def search(
     config: Config | Mapping[str, Any] | str,
     *,
@@ -116,6 +116,7 @@ def search(
         return _continue(run, problem, evaluator, jobs, ray, report)
 
 
+@users_code()
 def resume(
     path: str | Path,
     *,
@@ -164,6 +165,7 @@ def resume(
         return _continue(run, problem, evaluator, jobs, ray, report)
 
 
+@users_code()
 def open_problem(
     run: SearchResult | str | Path,
     model: nn.Module | None = None,
@@ -252,7 +254,7 @@ def _continue(
         report(what, agent.episodes_done, agent.episodes)
 
     with _measurers(evaluator, problem.config, jobs, ray), evaluator.clock("agent"):
-        _run(agent, run, after_episode)
+        agent.run(after_episode)
     best = run.write_best()
     if problem.config.budget.is_range:
         plot_range(pareto([run.path], problem.budget.metric), run.path / names.PICTURE)
@@ -281,28 +283,6 @@ def _taken_up(run: Run, problem: Problem, evaluator: Evaluator) -> tuple[Agent, 
         recorder = Recorder(run, lines, evaluator)
         agent = _agent(problem, recorder)
     return agent, recorder
-
-
-def _run(agent: Agent, run: Run, after_episode: Callable[[], None]) -> None:
-    """Let an agent walk.
-
-    Raises:
-        UserError: it is a plug-in and raises something; the traceback is in a file.
-    """
-    name = run.config.agent["name"]
-    try:
-        agent.run(after_episode)
-    except (UserError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        if ":" not in name or out_of_memory(error):
-            raise
-        path = run.path / names.ERRORS / "agent.txt"
-        write_bytes(path, traceback.format_exc().encode())
-        raise UserError(
-            f"the agent {name!r} raised {type(error).__name__}: {short(first_line(error))} "
-            f"(traceback: {str(path)!r}); the run is whole, and `amc resume` goes on with it"
-        ) from error
 
 
 def _agent(problem: Problem, recorder: Recorder) -> Agent:

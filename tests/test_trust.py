@@ -277,3 +277,36 @@ def test_looking_for_a_module_runs_nothing(here: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False
     )
     assert done.returncode == 0 and "would import package.inner" in done.stdout
+
+
+def test_what_a_users_code_raises_is_a_sentence(here: Path) -> None:
+    """It names the line and where the traceback lies; what a callback raises is the callback's."""
+    (here / "homely.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        raise KeyError('mine')\n"
+        "def build():\n    return Net(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(288, 10))\n"
+        "def broken():\n    return 1 / 0\n"
+    )
+    for name, line, why in (("build", 5, "'mine'"), ("broken", 9, "ZeroDivisionError")):
+        config = parse_config({}, [*TINY, f"model=homely:{name}"])
+        with pytest.raises(UserError) as caught:
+            search(config, out=here / "runs")
+        assert why in str(caught.value)
+        if "traceback:" in str(caught.value):
+            assert f"homely.py, line {line}, raised" in str(caught.value)
+            file = str(caught.value).rpartition("traceback: ")[2].rstrip(")")
+            assert "Traceback" in Path(file).read_text()
+            Path(file).unlink()
+
+    class Mine(Exception):
+        pass
+
+    def stop(what: str, done: int, total: int) -> None:
+        raise Mine
+
+    (here / "homely.py").write_text(f"import torch\nfrom torch import nn\n{HOMELY}")
+    sys.modules.pop("homely")
+    with pytest.raises(Mine):
+        search(parse_config({}, TINY), out=here / "runs", report=stop)

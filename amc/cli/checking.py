@@ -9,6 +9,7 @@ import typer
 
 from amc.cli.console import Interrupted, Json, Overrides, Trust, app, err, print_result, say
 from amc.errors import UserError, shown
+from amc.plugins import users_code
 from amc.progress import ConsoleReport
 from amc.views import tables
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@users_code()
 def profile(
     source: Annotated[str, typer.Argument(metavar="MODEL|PRESET|RUN")],
     overrides: Overrides = None,
@@ -78,6 +80,7 @@ def profile(
 
 
 @app.command()
+@users_code()
 def check(space: Annotated[str, typer.Argument(help="a space by name, or module:Class")]) -> None:
     """Check that an action space keeps the laws, on small networks of several kinds."""
     from amc.plugins import allow

@@ -14,6 +14,7 @@ from amc.deliver.load import load, read_description
 from amc.errors import UserError
 from amc.network.models import load_weights
 from amc.network.trace import trace
+from amc.plugins import users_code
 from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.runs import names
@@ -21,6 +22,7 @@ from amc.runs.directory import Run
 from amc.search import open_problem
 
 
+@users_code()
 def evaluate(
     path: str | Path, test: bool = False, report: Report = silent, trust: bool = False
 ) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from amc.deliver.formats import Parity, as_onnx, as_program
 from amc.errors import UserError, root_cause, unknown
 from amc.files import sha256, write_bytes, write_json
 from amc.network.models import load_weights
+from amc.plugins import users_code
 from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.runs import names
@@ -38,6 +39,7 @@ FORMATS = tuple(FILES)
 CHECKED = 1000  # test images, at most, on which formats are checked against PyTorch
 
 
+@users_code()
 def export(
     run: SearchResult | str | Path,
     formats: Collection[str] = FORMATS,

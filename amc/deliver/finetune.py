@@ -22,6 +22,7 @@ from amc.errors import UserError
 from amc.evaluate.prepare import prepared
 from amc.files import check_same, sha256, write_bytes, write_json
 from amc.network.models import load_weights
+from amc.plugins import users_code
 from amc.problem import Problem
 from amc.progress import Report, silent
 from amc.reading import parse_yaml, read_json, read_text, typed
@@ -49,6 +50,7 @@ class FinetuneResult:
     first: bool  # whether this process is the first of those that trained
 
 
+@users_code()
 def finetune(
     run: SearchResult | str | Path,
     config: FinetuneConfig | Mapping[str, Any] | Sequence[str] | None = None,

@@ -16,7 +16,7 @@ from amc.files import check_same
 from amc.network.checkpoints import shapes_of
 from amc.network.copying import copied, unwrapped
 from amc.network.models import build_model, is_known, load_weights
-from amc.plugins import allow
+from amc.plugins import allow, users_code
 from amc.reading import damaged, read_json
 from amc.registry import KNOWN, lookup
 from amc.runs import names
@@ -43,6 +43,7 @@ class Description(Record):
     weights_sha256: str | None = None
 
 
+@users_code()
 def load(
     run: SearchResult | str | Path, model: nn.Module | None = None, *, trust: bool = False
 ) -> nn.Module:

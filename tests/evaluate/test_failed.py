@@ -212,10 +212,12 @@ def test_finite() -> None:
 
 def test_an_agent_that_raises(digits: Dataset, tmp_path: Path) -> None:
     config = config_of("agent={name: odd_rewards:Tired, episodes: 9}")
-    with pytest.raises(UserError, match=r"the agent 'odd_rewards:Tired' raised RuntimeError: no"):
+    with pytest.raises(UserError, match=r"odd_rewards\.py, line \d+, raised Runt") as caught:
         search(config, model=mine(), dataset=digits, out=tmp_path)
     (path,) = tmp_path.glob("*/s*")
-    assert "in propose" in (path / "errors" / "agent.txt").read_text()
+    file = Path(str(caught.value).rpartition("traceback: ")[2].rstrip(")"))
+    assert "in propose" in file.read_text()
+    file.unlink()
     assert len(Run.open(path).lines()) == 5 and Run.open(path).best
 
 
