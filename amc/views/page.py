@@ -99,6 +99,7 @@ def _of_run(run: Run) -> list[str]:
     best, config = run.best, run.config
     budget = config.budget
     limit = budget.label + (" of its" if budget.ratio is not None else "")
+    so_far = "" if run.has_ended else " so far (the search has not ended)"
     strategy = [
         (name, str(choice), f"{ratio:.3f}")
         for (name, choice), ratio in zip(best["strategy"].items(), best["ratios"], strict=True)
@@ -106,7 +107,7 @@ def _of_run(run: Run) -> list[str]:
     return [
         f"<p>{html.escape(str(config.model or 'a network given from Python'))} within {limit} "
         f"{LABELS[budget.metric]}, by {html.escape(config.agent['name'])}, seed {config.seed}: "
-        f"episode {best['episode']} of {len(run.lines()) - 1} has the highest reward.</p>",
+        f"episode {best['episode']} of {len(run.lines()) - 1} has the highest reward{so_far}.</p>",
         _table(("", "original", "compressed", "ratio"), _measured(run)),
         f'<div class="pictures">{"".join(_pictures(run))}</div>',
         _details("Strategy", _table(("decision", "choice", "keep ratio"), strategy)),
@@ -215,7 +216,7 @@ def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[str]:
     ]
     cost, accuracy = front.reference
     return [
-        f"<p>{len(runs)} of {every} runs have ended.</p>",
+        f"<p>{sum(run.has_ended for run in runs)} of {every} runs have ended.</p>",
         f'<div class="pictures">{"".join(pictures)}</div>',
         "<h2>Hypervolume</h2>",
         _table(("agent", "seeds", "hypervolume", "of the best"), volumes),
