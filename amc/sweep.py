@@ -225,7 +225,11 @@ def _is_free(folder: Path, one: Planned) -> bool:
     """Whether a run that waits can be begun or gone on with now."""
     if one.path is None:
         return True
-    one.error = is_written(one.path)
+    try:
+        one.error = is_written(one.path)
+    except UserError as error:  # its disk cannot be written: the others do not suffer
+        one.state, one.error = "failed", str(error)
+        return False
     _look(folder, one)  # who held it may have brought it to its end
     if one.state not in ("done", "failed"):
         one.state = "held" if one.error else "waiting"

@@ -130,7 +130,6 @@ def test_what_goes_wrong_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(running, "app", lambda standalone_mode: body())
     with pytest.raises(SystemExit) as caught:
         running.run()
@@ -142,7 +141,6 @@ def test_what_goes_wrong_is_one_line(
 def test_a_bug_of_ours_is_a_traceback_and_where_to_report_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(running, "app", lambda standalone_mode: 1 / 0)
     with pytest.raises(SystemExit) as caught:
         running.run()

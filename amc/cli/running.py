@@ -32,7 +32,7 @@ OUT_OF_MEMORY = (
 
 def run() -> None:
     """The command that the arguments of this process name. It exits, with its status."""
-    sys.unraisablehook = _unraisable
+    before, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -51,6 +51,7 @@ def run() -> None:
         traceback.print_exc()
         _leave(1, BUG)
     finally:
+        sys.unraisablehook = before
         if err.is_terminal:
             err.show_cursor()  # a progress bar hides it
 

@@ -56,9 +56,12 @@ class LocalMeasurers:
         return self._pool
 
     def close(self) -> None:
-        """Stop the processes when each has ended what it is at."""
+        """Stop the processes: what one is still at, nobody waits for."""
         if self._pool is not None:
+            processes = list((self._pool._processes or {}).values())
             self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:  # else Python waits for them when it ends
+                process.terminate()
             self._pool = None
 
 

@@ -77,6 +77,7 @@ def _of_run(run: Run) -> list[Markup]:
     best, config = run.best, run.config
     budget = config.budget
     limit = budget.label + (" of its" if budget.ratio is not None else "")
+    so_far = "" if run.has_ended else " so far (the search has not ended)"
     strategy = [
         (name, str(choice), f"{ratio:.3f}")
         for (name, choice), ratio in zip(best["strategy"].items(), best["ratios"], strict=True)
@@ -85,7 +86,7 @@ def _of_run(run: Run) -> list[Markup]:
         paragraph(
             f"{config.model or 'a network given from Python'} within {limit} "
             f"{LABELS[budget.metric]}, by {config.agent['name']}, seed {config.seed}: "
-            f"episode {best['episode']} of {len(run.lines()) - 1} has the highest reward."
+            f"episode {best['episode']} of {len(run.lines()) - 1} has the highest reward{so_far}."
         ),
         table(("", "original", "compressed", "ratio"), _measured(run)),
         side_by_side(_pictures(run)),
@@ -194,7 +195,7 @@ def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[Markup]:
     ]
     cost, accuracy = front.reference
     return [
-        paragraph(f"{len(runs)} of {every} runs have ended."),
+        paragraph(f"{sum(run.has_ended for run in runs)} of {every} runs have ended."),
         side_by_side(pictures),
         Markup("<h2>Hypervolume</h2>"),
         table(("agent", "seeds", "hypervolume", "of the best"), volumes),

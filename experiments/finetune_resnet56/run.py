@@ -68,7 +68,7 @@ class Strategy:
         for run in runs_in(folder) if folder.is_dir() else []:
             budget = run.config.budget
             serves = budget.is_range or budget.ratio == self.budget
-            if run.has_best and serves and run.config.agent["name"] == self.agent:
+            if run.has_ended and serves and run.config.agent["name"] == self.agent:
                 most = self.budget * run.best["baseline"]["macs"] + 0.5
                 best = best_within(counted(run), "macs", most)
                 return None if best is None else (run, best)

@@ -137,7 +137,7 @@ class Found:
 def found(network: str) -> Iterator[Found]:
     """Of all runs that have ended."""
     for run in runs_in(folder(network)):
-        if not run.has_best:
+        if not run.has_ended:
             continue
         own, budget = counted(run), run.config.budget.ratio
         for limit in BUDGETS if isinstance(budget, tuple) else [float(budget or 1)]:

@@ -180,7 +180,9 @@ def test_an_interrupted_run_is_shown_as_far_as_it_came(
     assert len(pareto([run.path]).points) == 6
     assert len(compare([run.path]).curves[0].best) == 6
     text = report(run.path).read_text()
-    assert f"episode {run.best['episode']} of 5" in text
+    assert f"episode {run.best['episode']} of 5 has the highest reward so far" in text
+    report(run.path.parent)
+    assert "0 of 1 runs have ended" in (run.path.parent / "report.html").read_text()
     with caplog.at_level(logging.WARNING, "amc"):
         export(run.path, ["safetensors"], model=model, dataset=digits)
     assert any("has not ended" in said for said in caplog.messages)
