@@ -51,12 +51,13 @@ def key_of(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
     had.
     """
     path: list[str] = []
+    inside: type[BaseModel] | None = model
     for part in place:
+        if inside is None:
+            path += [str(part)] if isinstance(part, int) else []  # a place in a list
+            continue
         path.append(str(part))
-        field = model.model_fields.get(str(part))
+        field = inside.model_fields.get(str(part))
         types = types_of(field.annotation) if field is not None else []
-        inner = [found for found in types if issubclass(found, BaseModel)]
-        if not inner:
-            break
-        model = inner[0]
+        inside = next((found for found in types if issubclass(found, BaseModel)), None)
     return path

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, ValidationError
 
 import amc.spaces
+from amc.analysis.pareto import pareto
 from amc.cli.checking import _shape
 from amc.cli.comparing import _corner
 from amc.config import load_config, parse_config
@@ -113,13 +114,21 @@ def test_the_largest_seed_and_an_entropy_are_taken() -> None:
     assert parse_config(values).budget.ratio == 0.5
 
 
-@pytest.mark.parametrize(
-    "text", ["nan,0.1", "1,nan", "inf,0.1", "-1,0.1", "1,-0.1", "1,1.5", "1", "1,2,3", "1e9,0.1"]
-)
-def test_a_reference_point_is_of_numbers_that_make_sense(text: str) -> None:
-    with pytest.raises(UserError, match=r"^--reference is '.*'?: a cost ratio"):
+@pytest.mark.parametrize("text", ["1", "1,2,3", "a,b", "", "," * 10**5])
+def test_a_reference_point_is_two_numbers(text: str) -> None:
+    with pytest.raises(UserError, match=r"^--reference is '.{0,60}: a cost ratio and an accuracy"):
         _corner(text)
     assert _corner("1,0.1") == (1.0, 0.1) and _corner(None) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["nan,0.1", "1,nan", "inf,0.1", "-1,0.1", "0,0.1", "1,-0.1", "1,1.5", "1e9,0.1"]
+)
+def test_a_reference_point_makes_sense(text: str) -> None:
+    with pytest.raises(UserError, match=r"^the reference point is \(.*\): a cost ratio above 0"):
+        pareto([], reference=_corner(text))
+    with pytest.raises(UserError, match="no finished run"):
+        pareto([], reference=(1000.0, 1.0))
 
 
 @pytest.mark.parametrize(

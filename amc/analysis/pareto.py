@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from amc.analysis.compare import Values, interval, labels_of, must_agree
 from amc.cost.cost import METRICS, Metric
-from amc.errors import UserError, unknown
+from amc.errors import UserError, shown, unknown
 from amc.evaluate.outcome import Outcome
 from amc.runs.directory import Run, runs_in
 
@@ -26,6 +26,7 @@ HANDCRAFTED = ("uniform", "shallow", "deep")
 
 
 PICKS = 6  # of a run with a range of budgets
+LARGEST_COST = 1000  # of a reference point, as a part of the original's
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,11 @@ def pareto(
             uncompressed network's cost, and the accuracy of guessing.
 
     Raises:
-        UserError: there is no run, two are not of one network and data, or one does not know its
-            latency.
+        UserError: there is no run, two are not of one network and data, one does not know its
+            latency, or the reference point makes no sense.
     """
+    if reference is not None:
+        _check_reference(reference)
     metric = "macs" if metric == "flops" else metric
     if metric not in METRICS:
         raise unknown("cost axis", metric, [*METRICS, "flops"])
@@ -191,6 +194,15 @@ def pareto(
             f"no strategy of {str(runs[0].path)!r} counts: none was measured within its budget"
         )
     return Pareto(metric, original, accuracy, reference, tuple(points), tuple(picks))
+
+
+def _check_reference(reference: tuple[float, float]) -> None:
+    cost, accuracy = reference
+    if not (0 < cost <= LARGEST_COST and 0 <= accuracy <= 1):
+        raise UserError(
+            f"the reference point is {shown(reference)}: a cost ratio above 0 and at most "
+            f"{LARGEST_COST} and an accuracy from 0 to 1 are expected"
+        )
 
 
 def _network(run: Run, metric: str) -> dict[str, Any]:
