@@ -79,31 +79,60 @@ def bottleneck(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(inner, last)
 
 
+def residual() -> nn.Module:
+    first, second = Around(conv(16, 16), added), Around(conv(24, 24), added)
+    return nn.Sequential(conv(3, 16), first, conv(16, 24, 3, 2), second, pooled(24))
+
+
+def depthwise() -> nn.Module:
+    first = nn.Sequential(conv(16, 16, 3, 1, 16), conv(16, 32, 1))
+    second = nn.Sequential(conv(32, 32, 3, 2, 32), conv(32, 48, 1))
+    return nn.Sequential(conv(3, 16), first, second, pooled(48))
+
+
+def concatenated() -> nn.Module:
+    first, second = Around(conv(12, 12), together), Around(conv(24, 12), together)
+    return nn.Sequential(conv(3, 12), first, second, pooled(36))
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(conv(3, 16), conv(16, 32, 3, 1, 4), conv(32, 32, 3, 2, 8), pooled(32))
+
+
+def perceptron() -> nn.Module:
+    first, second, last = nn.Linear(768, 64), nn.Linear(64, 32), nn.Linear(32, 10)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), last)
+
+
+def with_gate() -> nn.Module:
+    middle = Around(gate(32), gated)
+    return nn.Sequential(conv(3, 16), conv(16, 32), middle, conv(32, 32), pooled(32))
+
+
+def vgg() -> nn.Module:
+    first = nn.Sequential(conv(3, 16), conv(16, 16), nn.MaxPool2d(2))
+    second = nn.Sequential(conv(16, 32), conv(32, 32), nn.MaxPool2d(2))
+    last = nn.Sequential(nn.Flatten(), nn.Linear(512, 48), nn.ReLU(), nn.Linear(48, 10))
+    return nn.Sequential(first, second, last)
+
+
+def mobilenet() -> nn.Module:
+    first, second = bottleneck(8, 12, 2), Around(bottleneck(12, 12, 1), added)
+    return nn.Sequential(conv(3, 8), first, second, conv(12, 32, 1), pooled(32))
+
+
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "plain": lambda: nn.Sequential(conv(3, 16), conv(16, 24, 3, 2), conv(24, 32), pooled(32)),
-    "residual": lambda: nn.Sequential(
-        conv(3, 16), Around(conv(16, 16), added), conv(16, 24, 3, 2), Around(conv(24, 24), added), pooled(24)
-    ),
-    "depthwise": lambda: nn.Sequential(
-        conv(3, 16), conv(16, 16, 3, 1, 16), conv(16, 32, 1), conv(32, 32, 3, 2, 32), conv(32, 48, 1), pooled(48)
-    ),
-    "concat": lambda: nn.Sequential(
-        conv(3, 12), Around(conv(12, 12), together), Around(conv(24, 12), together), pooled(36)
-    ),
-    "grouped": lambda: nn.Sequential(conv(3, 16), conv(16, 32, 3, 1, 4), conv(32, 32, 3, 2, 8), pooled(32)),
-    "linear": lambda: nn.Sequential(
-        nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
-    ),
-    "gate": lambda: nn.Sequential(conv(3, 16), conv(16, 32), Around(gate(32), gated), conv(32, 32), pooled(32)),
-    "vgg": lambda: nn.Sequential(
-        conv(3, 16), conv(16, 16), nn.MaxPool2d(2), conv(16, 32), conv(32, 32), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(512, 48), nn.ReLU(), nn.Linear(48, 10),
-    ),
-    "mobilenet": lambda: nn.Sequential(
-        conv(3, 8), bottleneck(8, 12, 2), Around(bottleneck(12, 12, 1), added), conv(12, 32, 1), pooled(32)
-    ),
+    "residual": residual,
+    "depthwise": depthwise,
+    "concatenated": concatenated,
+    "grouped": grouped,
+    "linear": perceptron,
+    "gate": with_gate,
+    "vgg": vgg,
+    "mobilenet": mobilenet,
     "resnet20": lambda: CifarResNet(3),
-}  # fmt: skip
+}
 
 
 class Pretended:
@@ -156,15 +185,15 @@ def reachable(space: CompressionSpace, metric: Any, random: Random) -> Budget:
 def actions(random: Random, steps: int) -> list[np.ndarray]:
     """What an agent may do, in its right mind or not."""
     kind = random.choice(("uniform", "ends", "same", "wild"))
-    values = {
-        "uniform": lambda: random.random(),
+    same = random.random()
+    ends = (math.nan, math.inf, -math.inf, -1.0, 2.0, 1e30, -1e30, 1e-30, -0.0, 0.5)
+    values: Mapping[str, Callable[[], float]] = {
+        "uniform": random.random,
         "ends": lambda: random.choice((0.0, 1.0)),
-        "same": lambda value=random.random(): value,
-        "wild": lambda: random.choice(
-            (math.nan, math.inf, -math.inf, -1.0, 2.0, 1e30, -1e30, 1e-30, -0.0, random.random())
-        ),
-    }[kind]
-    return [np.array([values()], np.float32) for _ in range(steps)]
+        "same": lambda: same,
+        "wild": lambda: random.choice(ends),
+    }
+    return [np.array([values[kind]()], np.float32) for _ in range(steps)]
 
 
 def environment(space: CompressionSpace, budget: Budget) -> Any:

@@ -176,7 +176,7 @@ def serve(pipe: Connection, folder: str) -> None:
     sys.path.insert(0, folder)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.stdin = open(os.devnull)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open("worker.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     while (call := pipe.recv()) is not None:
         found = answer(call)

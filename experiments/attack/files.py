@@ -285,7 +285,7 @@ def images(folder: Path, random: Random) -> str:
         "a pipe": lambda: (victim.unlink(), os.mkfifo(victim)),
         "brackets": lambda: victim.rename(victim.with_name("[bold]é\n.png")),
         "no text": lambda: os.rename(bytes(victim), bytes(victim.parent) + b"/\xff.png"),
-        "an empty class": lambda: (root / "train" / "another").mkdir(),
+        "an empty class": (root / "train" / "another").mkdir,
         "a class in test only": lambda: (root / "test" / "class0").rename(root / "test" / "new"),
         "one pixel": lambda: Image.new("L", (1, 1)).save(victim),
         "a line": lambda: Image.new("L", (1, 5000)).save(victim),

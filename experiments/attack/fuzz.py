@@ -149,7 +149,7 @@ FORMATS = (
     Format("export/metrics.json", json_file("export/metrics.json"), (REPORT,), weight=2),
     Format("export/model.safetensors", tensors("export/model.safetensors"), (LOAD,), weight=2),
     Format("device.yaml", yaml_file("device.yaml"), (RESUME, REPORT), weight=2, base="timed"),
-    Format("checkpoint/agent.pt", lambda run, r: files.agent(run, r), (RESUME,), weight=2),
+    Format("checkpoint/agent.pt", files.agent, (RESUME,), weight=2),
     Format("base.safetensors", tensors("base.safetensors"), (RESUME,), weight=1),
     Format(TUNED, yaml_file(TUNED), (AGAIN, REPORT, EXPORT), weight=3, unended=True),
     Format(
@@ -164,7 +164,7 @@ FORMATS = (
     Format("finetune/log.csv", plain("finetune/log.csv"), (REPORT, AGAIN), unended=True),
     Format(
         "finetune/checkpoint/training.pt",
-        lambda run, r: files.training(run, r),
+        files.training,
         (AGAIN,),
         weight=2,
         unended=True,
