@@ -21,27 +21,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
 from rows import LIMIT_MB, LIMIT_SECONDS
 
-import amc
-import amc.cli
-import amc.deliver.evaluate
-import amc.deliver.export
-import amc.deliver.finetune
-import amc.deliver.load
-import amc.search
-import amc.sweep
-import amc.views.pictures
-from amc.errors import UserError
-
-torch.set_num_threads(1)
 HERE = Path(__file__).parent
 WALL_SECONDS = 6 * LIMIT_SECONDS  # by the clock, on a machine that others use too
 MEMORY_LIMIT = 4 * 2**30  # of a process: beyond it a call ends in a MemoryError
 CANARY = "canary.ran"  # the file that a stranger's code writes when it runs
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["doors"])
+FORKS.set_forkserver_preload(["loaded"])
 
 
 @dataclass(frozen=True)
@@ -75,12 +62,14 @@ def perform(call: Call) -> Any:
     Raises:
         SystemExit: always, of the command line.
     """
+    import victims
+
+    import amc.cli
+
     if call.door == "cli":
         trust = ["--trust"] if call.trust and knows_trust(call.arguments[0]) else []
         sys.argv = ["amc", *map(str, call.arguments), *trust]
         return amc.cli.main()
-    import victims
-
     given = call.door == "given"
     function: Callable[..., Any] = victims.search if given else getattr(amc, call.door)
     options = dict(call.options)
@@ -92,6 +81,8 @@ def perform(call: Call) -> Any:
 
 def knows_trust(command: str) -> bool:
     """Whether a command has the option ``--trust``."""
+    import amc.cli
+
     found = [one for one in amc.cli.app.registered_commands if one.callback is not None]
     names = {one.name or one.callback.__name__: one.callback for one in found}
     return command in names and "trust" in inspect.signature(names[command]).parameters
@@ -99,6 +90,8 @@ def knows_trust(command: str) -> bool:
 
 def judged(call: Call) -> tuple[str, str, Any]:
     """Verdict, detail and value of a call."""
+    from amc.errors import UserError
+
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

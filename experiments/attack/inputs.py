@@ -120,7 +120,7 @@ def budgets(folder: Path) -> Iterator[Input]:
     for space in SPACES:
         for metric in ("macs", "params", "memory_bytes"):
             call = searching(
-                folder, space__name=space, budget__metric=metric, budget__ratio=1e-6, train=None
+                folder, space__name=space, budget__metric=metric, budget__ratio=1e-6
             )
             yield Input("budget", f"{metric} in {space}", call, ("refused",), named_ratio=True)
     call = searching(folder, budget__metric="latency_ms", budget__ratio=1e-6, space__coupled=True)
@@ -275,8 +275,7 @@ def reachable(victim: Victim, given: Input, refused: Answer) -> Answer:
         return replace(refused, verdict="unnamed")
     config = given.call.arguments[0]
     budget = config["budget"] | {"ratio": float(ratio.group(1))}
-    train = {"epochs": 1, "batch_size": 32}
-    call = replace(given.call, arguments=(config | {"budget": budget, "train": train},))
+    call = replace(given.call, arguments=(config | {"budget": budget},))
     again = victim.ask(call)
     if again.verdict == "accepted":
         return refused

@@ -31,21 +31,22 @@ SIZES = {"kills": 24, "writers": 8, "disk": 120, "fuzz": 1000, "inputs": 300, "a
 Attack = Callable[[Path, int, range], Iterator[Row]]
 
 
-def tried(name: str, seed: int, numbers: range, show: bool) -> tuple[list[Row], float, bool]:
-    """The rows of one attack, its seconds, and whether it was stopped."""
+def tried(
+    name: str, folder: Path, seed: int, numbers: range, show: bool
+) -> tuple[list[Row], float, bool]:
+    """The rows of one attack in a folder, its seconds, and whether it was stopped."""
     attack: Attack = import_module(name).attack
     rows: list[Row] = []
     start, stopped = time.monotonic(), False
-    with tempfile.TemporaryDirectory(prefix=f"amc-attack-{name}-") as scratch:
-        try:
-            for row in attack(Path(scratch), seed, numbers):
-                rows.append(row)
-                if show or not row.right:
-                    text = f"{name} {row.number} {row.what}: {row.how[:100]}: {row.verdict}"
-                    shown = f"{text} ({row.seconds:.1f} s, {row.memory_mb:.0f} MB) {row.detail}"
-                    print(shown.encode("unicode_escape").decode()[:600], flush=True)
-        except KeyboardInterrupt:
-            stopped = True
+    try:
+        for row in attack(folder, seed, numbers):
+            rows.append(row)
+            if show or not row.right:
+                text = f"{name} {row.number} {row.what}: {row.how[:100]}: {row.verdict}"
+                shown = f"{text} ({row.seconds:.1f} s, {row.memory_mb:.0f} MB) {row.detail}"
+                print(shown.encode("unicode_escape").decode()[:600], flush=True)
+    except KeyboardInterrupt:
+        stopped = True
     return rows, time.monotonic() - start, stopped
 
 
@@ -56,18 +57,27 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SIZES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of attempts")
+    parser.add_argument("--count", type=int, help="so many attempts of each instead")
     parser.add_argument("--case", type=int, help="this attempt only")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder of the csv files")
     chosen = parser.parse_args()
     if strange := set(chosen.names) - set(SIZES):
         parser.error(f"there is no attack {', '.join(sorted(strange))}: {', '.join(SIZES)}")
+    with tempfile.TemporaryDirectory(prefix="amc-attack-") as scratch:
+        return all_of(chosen.names or list(SIZES), chosen, Path(scratch))
+
+
+def all_of(names: list[str], chosen: argparse.Namespace, scratch: Path) -> int:
+    """Make attacks one after the other, and write what is known after each."""
     rows: list[Row] = []
     totals: list[Total] = []
-    for name in chosen.names or SIZES:
-        numbers = range(max(1, round(chosen.scale * SIZES[name])))
+    for name in names:
+        numbers = range(chosen.count or max(1, round(chosen.scale * SIZES[name])))
         if chosen.case is not None:
             numbers = range(chosen.case, chosen.case + 1)
-        found, seconds, stopped = tried(name, chosen.seed, numbers, chosen.case is not None)
+        found, seconds, stopped = tried(
+            name, scratch, chosen.seed, numbers, chosen.case is not None
+        )
         rows += found
         totals.append(Total.of(name, found, seconds))
         if chosen.case is None:
