@@ -20,6 +20,7 @@ NUMBERS: tuple[Any, ...] = (
     *(math.inf, -math.inf, math.nan, -1, 0, 1e30, 10**30, -(10**30), 1e-30, 2**31, 2**63, 10**9),
     *(0.5, -0.0, "text", "", [1], [], {}, None, True, "\x00", [math.nan, 0.5], 1.5, "1e9"),
 )
+OF_KEYS = 200  # numbers that are tried, of all pairs
 COUNTS = ("agent.episodes", "train.epochs", "finetune.epochs")  # a large one takes long, rightly
 AGENTS = ("td3", "ddpg", "sac", "random", "genetic", "tpe", "ddpnas", "greedy", "uniform", "vbmf")
 SPACES = ("channel", "lowrank", "mixed")
@@ -59,6 +60,8 @@ def searching(folder: Path, trust: bool = False, **changes: Any) -> Call:
                 place[parent] = {}
             place = place[parent]
         place[last] = value
+    if config["space"] and config["space"].get("name") == "lowrank":
+        del config["space"]["coupled"]  # which it does not know
     options = (("out", str(folder / "out")), ("name", "input"))
     return Call("search", (config,), options, trust)
 
@@ -212,11 +215,11 @@ SIZES = ("0x0x0", "1x1x1", "3x8", "x", "1x99999x99999", "-1x8x8", "1x8x8x8", "٣
 CORNERS = ("nan,nan", "inf,1", "1", "1,2,3", "a,b", "-1,-1", "0,0", "1e999,0.1")
 
 
-def table(folder: Path, seed: int, count: int) -> list[Input]:
-    """All inputs, in an order of chance; numbers of keys fill them up to ``count``."""
+def table(folder: Path, seed: int) -> list[Input]:
+    """All inputs, in an order of chance; numbers of keys are a sample."""
     random = Random(seed)
     fixed = [*given(folder), *plug_ins(folder), *budgets(folder), *paths(folder), *commands(folder)]
-    found = fixed + list(numbers(folder, random, max(150, count - len(fixed))))
+    found = fixed + list(numbers(folder, random, OF_KEYS))
     random.shuffle(found)
     return found
 
@@ -227,7 +230,7 @@ def attack(folder: Path, seed: int, which: range) -> Iterator[Row]:
     ground.prepared(folder)
     victims.plant(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(ground.config(folder, episodes=1)))
-    inputs = table(folder, seed, 300)
+    inputs = table(folder, seed)
     victim = Victim(folder)
     try:
         for number in which:
