@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 # the processes that are attacked find what lies beside this file, and amc
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONSAFEPATH"] = "1"  # and no amc of the current folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rows import Row, Total, kinds, table, write  # noqa: E402
@@ -64,6 +65,7 @@ def main() -> int:
     if strange := set(chosen.names) - set(SIZES):
         parser.error(f"there is no attack {', '.join(sorted(strange))}: {', '.join(SIZES)}")
     with tempfile.TemporaryDirectory(prefix="amc-attack-") as scratch:
+        os.environ["XDG_CONFIG_HOME"] = scratch  # what one attack names is no other's, nor the user's
         return all_of(chosen.names or list(SIZES), chosen, Path(scratch))
 
 
