@@ -59,7 +59,7 @@ def config(folder: Path, agent: str = "random", episodes: int = 3, **more: Any) 
         "space": {"name": "channel", "round_to": 8, "coupled": False},
         "evaluate": {"images": 20, "calibration_images": 20, "precision": "fp32"},
         "agent": {"name": agent, "episodes": episodes},
-        "train": {"epochs": 1, "batch_size": 32, "augment": False},
+        "train": {"epochs": 5, "batch_size": 16, "augment": False},
         "finetune": {"epochs": 2, "batch_size": 32, "augment": "none"},
         **more,
     }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import amc
+from amc.config import Config
 
 X, Y = ground.images(96)
 A, B = ground.images(30, 1)
@@ -315,4 +316,6 @@ def search(kind: str, name: str, folder: str) -> Any:
     else:
         made["model"] = NETWORKS[name]()
         config |= {"model": None, "train": None}
+        if name != "untrained" and "allow_untrained" in Config.model_fields:
+            config["allow_untrained"] = True  # what else is wrong with them matters here
     return amc.search(config, out=Path(folder) / "out", name="given", **made)
