@@ -122,9 +122,7 @@ def budgets(folder: Path) -> Iterator[Input]:
     """Budgets that cannot be reached, in every metric and space."""
     for space in SPACES:
         for metric in ("macs", "params", "memory_bytes"):
-            call = searching(
-                folder, space__name=space, budget__metric=metric, budget__ratio=1e-6
-            )
+            call = searching(folder, space__name=space, budget__metric=metric, budget__ratio=1e-6)
             yield Input("budget", f"{metric} in {space}", call, ("refused",), named_ratio=True)
     call = searching(folder, budget__metric="latency_ms", budget__ratio=1e-6, space__coupled=True)
     config = call.arguments[0] | {"device": "xeon_onnxruntime_1thread"}

@@ -65,7 +65,9 @@ def main() -> int:
     if strange := set(chosen.names) - set(SIZES):
         parser.error(f"there is no attack {', '.join(sorted(strange))}: {', '.join(SIZES)}")
     with tempfile.TemporaryDirectory(prefix="amc-attack-") as scratch:
-        os.environ["XDG_CONFIG_HOME"] = scratch  # what one attack names is no other's, nor the user's
+        os.environ["XDG_CONFIG_HOME"] = (
+            scratch  # what one attack names is no other's, nor the user's
+        )
         return all_of(chosen.names or list(SIZES), chosen, Path(scratch))
 
 
