@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint attack clean
 
 demo: $(VENV)/installed
 	$(BIN)/amc search digits_resnet8_channel_macs50 --out runs/demo
@@ -21,6 +21,10 @@ lint: $(VENV)/installed-dev
 	mkdir -p build/typed/amc
 	ln -sfn $(CURDIR)/amc/* $(CURDIR)/envs $(CURDIR)/agents $(CURDIR)/configs build/typed/amc/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p amc
+
+# kill -9, full disks, mutated files, wrong inputs: experiments/attack/README.md
+attack: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/attack/run.py --scale 0.35 --out build/attack
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
