@@ -249,8 +249,8 @@ def _base_network(
         untrained = base is None and config.weights is None and _needs_training(config)
     if base is not None:
         load_weights(model, base)
-    _check_finite(model, name if base is None else f"{name} with {base}")
     network = Network.of(model, dataset.input_shape, name)
+    _check_finite(network.model, name if base is None else f"{name} with {base}")
     _check_classes(network, dataset)
     return network, untrained
 

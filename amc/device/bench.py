@@ -84,9 +84,10 @@ def emit_bench(
         The number of ONNX files.
 
     Raises:
-        UserError: the folder is not empty, or a layer cannot be exported.
+        UserError: the folder holds anything else than what such a call that was cut short has left,
+            or a layer cannot be exported.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and {path.name for path in folder.iterdir()} - {"layers", "networks"}:
         raise UserError(f"the folder {str(folder)!r} exists and is not empty")
     grids = {
         family: (_lines(widths.ins), _lines(widths.outs) if family.group is None else ())

@@ -267,7 +267,7 @@ class Trainer:
         if state is None:
             return
         with damaged(self.keeper.source):
-            self.progress = TypeAdapter(Progress).validate_python(state["progress"], strict=True)
+            self.progress = TypeAdapter(Progress).validate_python(state["progress"])
             epochs = [Epoch(**row).epoch for row in self.progress.epochs]
             done = self.progress.step // self.updates
             if self.progress.step > self.total or epochs != list(range(1, done + 1)):

@@ -18,6 +18,7 @@ from amc.data.datasets import Dataset
 from amc.errors import UserError
 from amc.evaluate.guessing import Guessing
 from amc.network.trace import Network
+from amc.plugins import allow
 from amc.problem import Problem, check_trained
 from amc.spaces.channel import ChannelSpace
 
@@ -129,6 +130,7 @@ def test_a_criterion_that_gives_no_scores_is_refused(
     make, message = wrong_scores(type("Group", (), {"size": 12}))[case]
     monkeypatch.setattr(my_criterion, "mine", lambda group, network, grams: make())
     network = Network.of(Mine().eval(), (1, 8, 8), "mine")
+    allow("my_criterion:mine")
     space = ChannelSpace(network, {"repair": "none", "criterion": "my_criterion:mine"})
     with pytest.raises(UserError, match=message) as caught:
         assert space.decisions
@@ -147,5 +149,6 @@ def test_a_criterion_may_give_any_floats(
     )
     monkeypatch.syspath_prepend(tmp_path)
     network = Network.of(Mine().eval(), (1, 8, 8), "mine")
+    allow("other_criterion:mine")
     space = ChannelSpace(network, {"repair": "none", "criterion": "other_criterion:mine"})
     assert space.cuts({"a": 4})["a"]["out"] == list(range(8))
