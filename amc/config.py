@@ -1,5 +1,4 @@
-"""The configuration of a run: typed, frozen, every key with a meaning and, where it can have one, a
-default.
+"""The configuration of a run, from where it stands: typed and frozen (`amc.sections`).
 
 `load_config` reads a preset or a YAML file and applies ``a.b=value`` overrides.
 """
@@ -10,152 +9,34 @@ import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from amc.cost.budget import Budget
-from amc.cost.cost import METRICS, Cost, Metric
+from amc.cost.cost import METRICS
 from amc.errors import UserError, short, shown, unknown
-from amc.evaluate.prepare import Precision
 from amc.evaluate.rewards import COSTLESS
-from amc.options import LARGEST_SEED, Options, key_of, types_of
+from amc.options import key_of, types_of
 from amc.overrides import apply_override
 from amc.plugins import allow
 from amc.reading import parse_yaml, read_text
 from amc.registry import KNOWN, Kind, lookup
-from amc.training.settings import FinetuneConfig, TrainConfig
+from amc.sections import Config
+from amc.training.settings import FinetuneConfig
 
+__all__ = [
+    "Config",
+    "config_of",
+    "describe",
+    "finetune_config",
+    "load_config",
+    "parse_config",
+    "presets",
+    "stored_config",
+    "to_yaml",
+]
 T = TypeVar("T", bound=BaseModel)
-LARGEST_COUNT = 1_000_000_000  # of images
-
-
-def _canonical_metric(name: Any) -> Any:
-    return "macs" if name == "flops" else name
-
-
-class BudgetConfig(Options):
-    """What the compressed network may cost."""
-
-    metric: Annotated[Metric, BeforeValidator(_canonical_metric)] = Field(
-        "macs", description="macs (alias flops), params, memory_bytes, or latency_ms on the device"
-    )
-    ratio: float | tuple[float, float] | None = Field(
-        None,
-        description="the limit as a part of the original's cost, above 0 and at most 1; two of "
-        "them, [0.2, 0.8]: every episode has a budget of its own between them",
-    )
-    limit: float | None = Field(
-        None, gt=0, le=1e18, description="the limit as an absolute value, instead of ratio"
-    )
-    fill: bool | None = Field(
-        None,
-        description="scale each episode's keep ratios by a common factor, so that it uses the "
-        "whole budget; false: only bound them one by one, as in the paper; none: scale where the "
-        "reward does not count costs itself",
-    )
-
-    @property
-    def is_range(self) -> bool:
-        """Whether every episode has a budget of its own."""
-        return isinstance(self.ratio, tuple)
-
-    @property
-    def label(self) -> str:
-        """The limit, for people."""
-        if isinstance(self.ratio, tuple):
-            return "{:g} to {:g}".format(*self.ratio)
-        return f"{self.ratio or self.limit:g}"
-
-    def of(self, original: Cost) -> Budget:
-        return Budget.of(self.metric, original, self.ratio, self.limit, bool(self.fill))
-
-
-class EvaluateConfig(Options):
-    """How a strategy is measured."""
-
-    images: int | None = Field(
-        None,
-        ge=1,
-        le=LARGEST_COUNT,
-        description="held-out training images the search measures on; none: 5,000, or a fifth of "
-        "the training images where that is less",
-    )
-    calibration_images: int | None = Field(
-        None,
-        ge=1,
-        le=LARGEST_COUNT,
-        description="other training images that repair may use; none: 1,000, or a fifth of the "
-        "training images where that is less",
-    )
-    precision: Precision = Field(
-        "auto",
-        description="auto, fp32 or bf16; auto: bf16 where the processor has units and it agrees",
-    )
-    racing: float | None = Field(
-        None,
-        ge=0.5,
-        lt=1,
-        description="stop measuring a strategy once it is worse than the best so far with this "
-        "confidence (0.9, say); none: measure all on all images",
-    )
-
-
-class Config(Options):
-    """One run."""
-
-    model: str | None = Field(
-        None, description="a built-in network, torchvision:NAME, or module:callable"
-    )
-    weights: str | None = Field(
-        None,
-        description="a file, looked for in the weights directory; DEFAULT: torchvision's; none: "
-        "see train",
-    )
-    dataset: str | None = Field(None, description="digits, cifar10, npz:PATH or imagefolder:PATH")
-    space: dict[str, Any] = Field(
-        default_factory=lambda: {"name": "channel"}, description="the action space and its options"
-    )
-    budget: BudgetConfig = Field(
-        default_factory=BudgetConfig, description="what the compressed network may cost"
-    )
-    reward: str = Field("accuracy", description="a reward by name, or module:function")
-    device: str | None = Field(
-        None, description="a device profile's name or file; required by latency_ms"
-    )
-    evaluate: EvaluateConfig = Field(
-        default_factory=EvaluateConfig, description="how a strategy is measured"
-    )
-    agent: dict[str, Any] = Field(
-        default_factory=lambda: {"name": "td3"}, description="the search algorithm and its options"
-    )
-    train: TrainConfig | None = Field(
-        None, description="train the base network first, on all but the held-out images"
-    )
-    finetune: FinetuneConfig = Field(
-        default_factory=FinetuneConfig, description="how `amc finetune` trains the result"
-    )
-    heldout: str | None = Field(
-        None,
-        description="a .npy file of held-out indices, looked for in the data directory; none: "
-        "drawn",
-    )
-    image_size: int = Field(
-        224, ge=8, le=4096, description="height and width of imagefolder images"
-    )
-    data_dir: str | None = Field(
-        None, description="where data is; else AMC_DATA_DIR, else ~/.cache/amc"
-    )
-    weights_dir: str | None = Field(
-        None, description="where weights are; else AMC_WEIGHTS_DIR, else ~/.cache/amc"
-    )
-    allow_untrained: bool = Field(
-        False,
-        description="search a base network that is no better than guessing: what it finds says "
-        "nothing of a trained one",
-    )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of everything random")
 
 
 def presets() -> list[str]:

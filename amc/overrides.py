@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from amc.errors import UserError
+from amc.errors import UserError, shown
 from amc.plugins import allow
 from amc.reading import parse_yaml
 from amc.registry import lookup
@@ -19,7 +19,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     """
     key, equals, text = override.partition("=")
     if not equals:
-        raise UserError(f"{override!r} is not of the form key=value")
+        raise UserError(f"{shown(override)} is not of the form key=value")
     if key in ("space", "agent") and isinstance(parse_yaml(text, override), str):
         key += ".name"
     *parents, last = key.split(".")

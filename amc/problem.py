@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from amc.config import Config
+from amc.base import base_network, built, named
 from amc.cost.budget import Budget
 from amc.data.datasets import Dataset, load_dataset
 from amc.data.places import data_folder, find_file
@@ -25,11 +23,11 @@ from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.guessing import Guessing
 from amc.evaluate.measure import ImageSet, logits
 from amc.evaluate.prepare import SEEN, check_alike, prepared, trust
-from amc.network.layers import evaluating, example_input
-from amc.network.models import BUILTIN, build_model, check_size, load_weights
+from amc.network.layers import example_input
 from amc.network.trace import Network
 from amc.progress import Report, silent
 from amc.registry import lookup
+from amc.sections import Config
 from amc.spaces.base import CompressionSpace, Strategy
 from amc.spaces.bounding import Bounds
 from amc.training.trainer import train
@@ -76,11 +74,11 @@ class Problem:
         if device is None and config.device is not None:
             device = load_device(config.device)
         if dataset is None:
-            dataset = load_dataset(_named(config.dataset, "dataset"), folder, config.image_size)
+            dataset = load_dataset(named(config.dataset, "dataset"), folder, config.image_size)
         heldout = find_file(config.heldout, folder) if config.heldout else None
         evaluate = config.evaluate
         splits = split(dataset, evaluate.images, evaluate.calibration_images, config.seed, heldout)
-        network, untrained = _base_network(config, dataset, model, base)
+        network, untrained = base_network(config, dataset, model, base)
         calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
         fresh = ImageSet.of(dataset, dataset.train, splits.others(SEEN)).normalised
         check_alike(network, fresh, None if base is not None else model)
@@ -212,7 +210,7 @@ def untrained_space(
     """
     classes, shape = _geometry(config)
     shape = input_shape or shape
-    network = Network.of(_build(config, classes, shape[0]), shape, str(config.model))
+    network = Network.of(built(config, classes, shape[0]), shape, str(config.model))
     return _space(config, network, example_input(network.model, shape, batch=8), report)
 
 
@@ -226,118 +224,6 @@ def _geometry(config: Config) -> tuple[int, tuple[int, ...]]:
         return 10, _SHAPES[name]
     dataset = load_dataset(name, data_folder(config.data_dir), config.image_size)
     return dataset.classes, dataset.input_shape
-
-
-def _base_network(
-    config: Config, dataset: Dataset, model: nn.Module | None, base: Path | None
-) -> tuple[Network, bool]:
-    """The network that is compressed, and whether it is still to be trained."""
-    name = config.model or type(model).__name__
-    untrained = False
-    if model is None:
-        pretrained = config.weights == "DEFAULT"
-        if pretrained and not str(config.model).startswith("torchvision:"):
-            raise UserError(
-                f"weights is DEFAULT, but only torchvision's networks have such, not {name!r}: "
-                "name a file as weights, or take weights=null and add a train section"
-            )
-        base = base or weights_file(config)
-        if base is not None:
-            channels = dataset.input_shape[0]
-            check_size(_named(config.model, "model"), dataset.classes, channels, base)
-        model = _build(config, dataset.classes, dataset.input_shape[0], pretrained)
-        untrained = base is None and config.weights is None and _needs_training(config)
-    if base is not None:
-        load_weights(model, base)
-    network = Network.of(model, dataset.input_shape, name)
-    _check_finite(network.model, name if base is None else f"{name} with {base}")
-    _check_classes(network, dataset)
-    return network, untrained
-
-
-def weights_file(config: Config) -> Path | None:
-    """Where the weights of a config are; None where they come from no file.
-
-    Raises:
-        UserError: the file does not exist.
-    """
-    if config.weights in (None, "DEFAULT"):
-        return None
-    assert config.weights is not None
-    return find_file(config.weights, config.weights_dir, "weights_dir")
-
-
-def _needs_training(config: Config) -> bool:
-    """Whether a network without weights is trained first; a user's own function may give a trained
-    one.
-    """
-    if config.train is not None:
-        return True
-    name = str(config.model)
-    if name in BUILTIN or name.startswith("torchvision:"):
-        raise UserError(
-            f"model {name!r} has no weights: name a file as weights, or add a train section"
-        )
-    return False
-
-
-def _named(value: str | None, key: str) -> str:
-    if value is None:
-        raise UserError(f"the config names no {key}")
-    return value
-
-
-def _build(config: Config, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
-    name = _named(config.model, "model")
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return build_model(name, classes, channels, pretrained)
-
-
-def _check_finite(model: nn.Module, name: str) -> None:
-    """Refuse weights and running statistics that are no numbers. Other buffers may be infinite, as
-    masks of attention are.
-    """
-    parameters = [(key, value, "weights") for key, value in model.named_parameters()]
-    buffers = [(key, value, "buffer") for key, value in model.named_buffers()]
-    for key, value, what in parameters + buffers:
-        if is_lazy(value) or value.is_meta or not value.is_floating_point():
-            continue
-        numbers = value.detach().float()  # in which it is searched
-        statistics = key.rpartition(".")[2] in ("running_mean", "running_var")
-        wrong = numbers.isnan() if what == "buffer" and not statistics else ~numbers.isfinite()
-        if count := int(wrong.sum()):
-            found = "NaN" if numbers.isnan().any() else "infinite"
-            raise UserError(
-                f"the network {name!r} is damaged: {count} of the {value.numel()} values of its "
-                f"{what} {key!r} are {found}; take weights from before its training diverged"
-            )
-
-
-def _check_classes(network: Network, dataset: Dataset) -> None:
-    with evaluating(network.model):
-        output = network.model(example_input(network.model, network.input_shape))
-    if (
-        not isinstance(output, torch.Tensor)
-        or output.dim() != 2
-        or output.shape[1] < dataset.classes
-    ):
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UserError(
-            f"{network.name!r} gives {shape} for an image, but {dataset.name!r} has "
-            f"{dataset.classes} classes: (1, {dataset.classes}) was expected"
-            f"{_about_classes(dataset)}"
-        )
-
-
-def _about_classes(dataset: Dataset) -> str:
-    """What about a dataset's labels may be why there are more of them than the network knows."""
-    train, test = np.unique(dataset.train.labels), np.unique(dataset.test.labels)
-    if lowest := min(train[0], test[0]):
-        return f"; the labels begin at {lowest}, subtract it if the network's classes begin at 0"
-    if len(only := np.setdiff1d(test, train)):
-        return f"; no training image is of class {only[0]}, leave out its test images"
-    return ""
 
 
 def _space(

@@ -10,44 +10,41 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 from safetensors.torch import save
 from torch import nn
 
-from amc.agents import Agent
 from amc.analysis.pareto import pareto
-from amc.config import Config, load_config, parse_config
+from amc.base import weights_file
+from amc.config import load_config, parse_config
 from amc.data.datasets import Dataset
 from amc.device.profile import DeviceProfile
-from amc.envs import ENV_ID
-from amc.errors import UserError, first_line, short
+from amc.errors import UserError, whole_number
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.measure import ImageSet
 from amc.evaluate.outcome import Outcome
 from amc.files import check_same, folder_name, write_bytes
-from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
-from amc.problem import Problem, check_trained, weights_file
+from amc.problem import Problem, check_trained
 from amc.progress import Report, silent
-from amc.registry import lookup
 from amc.runs import names
 from amc.runs.directory import SCHEMA, Run, claim, layers_csv
 from amc.runs.lock import writing
 from amc.runs.provenance import surroundings
-from amc.runs.recorder import Recorder
 from amc.runs.stopping import stoppable
+from amc.sections import Config
 from amc.training.keeper import plain
 from amc.views.pictures import plot_range, plot_search
+from amc.walk import measurers_of, taken_up
 
 # A base network whose held-out cross-entropy is below this many times that of training images has
 # been trained on them.
 MEMORISED = 1.5
+MOST_JOBS = 1024  # strategies that are measured side by side
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,7 @@ def search(
         UserError: before the search, where something cannot work.
         Stopped: by Ctrl-C, once there is a run to go on with.
     """
+    jobs = whole_number(jobs, "jobs", 1, MOST_JOBS)
     if isinstance(config, str):
         preset, config = load_config(config, trust=trust)
         name = name or preset
@@ -146,6 +144,7 @@ def resume(
         UserError: the folder is not a run, its config was changed, its journal is damaged, it names
             code that the user has not named, or an earlier version began it.
     """
+    jobs = whole_number(jobs, "jobs", 1, MOST_JOBS)
     if Run.open(Path(path)).provenance["schema"] != SCHEMA:  # before the problem is built
         raise UserError(
             f"{str(path)!r} was begun by an earlier version, whose searches cannot be gone on "
@@ -245,7 +244,7 @@ def _continue(
     run.journal.cut_torn_line()
     for line in run.lines():
         evaluator.remember(Outcome.from_line(line))
-    agent, recorder = _taken_up(run, problem, evaluator)
+    agent, recorder = taken_up(run, problem, evaluator)
 
     def after_episode() -> None:
         run.save_checkpoint(agent.state())
@@ -253,7 +252,7 @@ def _continue(
         what = f"searching | best {100 * best.score.accuracy:.2f}%" if best else "searching"
         report(what, agent.episodes_done, agent.episodes)
 
-    with _measurers(evaluator, problem.config, jobs, ray), evaluator.clock("agent"):
+    with measurers_of(evaluator, problem.config, jobs, ray), evaluator.clock("agent"):
         agent.run(after_episode)
     best = run.write_best()
     if problem.config.budget.is_range:
@@ -261,72 +260,6 @@ def _continue(
     else:
         plot_search(run.lines(), best, run.path / names.PICTURE)
     return SearchResult(run, problem, best)
-
-
-def _taken_up(run: Run, problem: Problem, evaluator: Evaluator) -> tuple[Agent, Recorder]:
-    """The agent as the last checkpoint has it, where that is not ahead of the journal; else as it
-    was at first, to walk again what the journal knows.
-    """
-    lines = run.lines()
-    recorder = Recorder(run, lines, evaluator)
-    agent = _agent(problem, recorder)
-    state = run.load_checkpoint()
-    if state is None:
-        return agent, recorder
-    try:
-        if 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
-            agent.load_state(state)
-            recorder.number = 1 + agent.episodes_done
-    except Exception as error:  # it is not what an agent has written
-        what = f"{type(error).__name__}: {short(first_line(error))}"
-        logging.getLogger("amc").warning("the checkpoint is damaged (%s): it is not used", what)
-        recorder = Recorder(run, lines, evaluator)
-        agent = _agent(problem, recorder)
-    return agent, recorder
-
-
-def _agent(problem: Problem, recorder: Recorder) -> Agent:
-    """The agent in its environment, after the uniform strategy, which is the first of every run."""
-    agent_class = lookup("agent", problem.config.agent["name"])
-    options = {key: value for key, value in problem.config.agent.items() if key != "name"}
-    exact = getattr(agent_class, "exact", False)  # it means its strategies as they are
-    env = gymnasium.make(
-        ENV_ID,
-        space=problem.space,
-        budget=replace(problem.budget, fill=problem.budget.fill and not exact),
-        evaluate=recorder.evaluate,
-        announce=recorder.announce,
-    )
-    recorder.evaluate(env.get_wrapper_attr("bounds").uniform(), problem.budget)
-    agent: Agent = agent_class(
-        env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
-    )
-    recorder.phase_of = agent.phase_of
-    return agent
-
-
-@contextmanager
-def _measurers(evaluator: Evaluator, config: Config, jobs: int, ray: str | None) -> Iterator[None]:
-    """Let an evaluator measure side by side."""
-    if jobs == 1 and ray is None:
-        yield
-        return
-    if config.agent.get("envs") == 1:
-        logging.getLogger("amc").warning(
-            "warning: %s walks one episode at a time, so nothing is measured side by side: "
-            "agent.envs=%d lets it walk more",
-            config.agent["name"],
-            max(jobs, 2),
-        )
-    measurers = (
-        LocalMeasurers(evaluator, jobs) if ray is None else RayMeasurers(evaluator, jobs, ray)
-    )
-    evaluator.measurers = measurers
-    try:
-        yield
-    finally:
-        evaluator.measurers = None
-        measurers.close()
 
 
 def _memorised(problem: Problem, evaluator: Evaluator) -> str | None:

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from amc.config import Config, load_config, parse_config
-from amc.errors import UserError
+from amc.config import load_config, parse_config
+from amc.errors import UserError, whole_number
 from amc.evaluate.outcome import Outcome
 from amc.files import folder_name
 from amc.parallel.children import cores, named_threads
 from amc.parallel.workers import End, LocalWorkers, Task, Workers
 from amc.runs.directory import Run
 from amc.runs.lock import is_written, writing
+from amc.sections import Config
 
 ATTEMPTS = 3  # of a run whose worker died
 POLL_SECONDS = 0.5
@@ -160,6 +161,8 @@ def sweep(
         UserError: a configuration is wrong. A run that fails does not stop the others.
     """
     name, planned = plan(preset, overrides, trust)
+    if jobs is not None:
+        jobs = whole_number(jobs, "jobs", 1, 1024)
     jobs, threads = _divided(jobs, len(planned))
     found = Sweep(Path(out) / f"sweep_{folder_name(name)}", planned, threads)
     for one in planned:

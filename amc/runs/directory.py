@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from amc.config import Config, stored_config, to_yaml
+from amc.config import stored_config, to_yaml
 from amc.cost.cost import METRICS, Cost
 from amc.errors import UserError
 from amc.evaluate.outcome import Outcome
@@ -31,6 +31,7 @@ from amc.reading import read_csv, read_json
 from amc.runs import names
 from amc.runs.journal import Journal
 from amc.runs.records import Best, LayerRow, Provenance
+from amc.sections import Config
 
 SCHEMA = 2  # 1: searches of version 0.1
 

@@ -1,0 +1,89 @@
+"""The agent in its environment, taken up where the journal of a run ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import gymnasium
+
+from amc.agents import Agent
+from amc.envs import ENV_ID
+from amc.errors import first_line, short
+from amc.evaluate.evaluator import Evaluator
+from amc.parallel.measurers import LocalMeasurers, RayMeasurers
+from amc.problem import Problem
+from amc.registry import lookup
+from amc.runs.directory import Run
+from amc.runs.recorder import Recorder
+from amc.sections import Config
+
+
+def taken_up(run: Run, problem: Problem, evaluator: Evaluator) -> tuple[Agent, Recorder]:
+    """The agent as the last checkpoint has it, where that is not ahead of the journal; else as it
+    was at first, to walk again what the journal knows.
+    """
+    lines = run.lines()
+    recorder = Recorder(run, lines, evaluator)
+    agent = _agent(problem, recorder)
+    state = run.load_checkpoint()
+    if state is None:
+        return agent, recorder
+    try:
+        if 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
+            agent.load_state(state)
+            recorder.number = 1 + agent.episodes_done
+    except Exception as error:  # it is not what an agent has written
+        what = f"{type(error).__name__}: {short(first_line(error))}"
+        logging.getLogger("amc").warning("the checkpoint is damaged (%s): it is not used", what)
+        recorder = Recorder(run, lines, evaluator)
+        agent = _agent(problem, recorder)
+    return agent, recorder
+
+
+def _agent(problem: Problem, recorder: Recorder) -> Agent:
+    """The agent in its environment, after the uniform strategy, which is the first of every run."""
+    agent_class = lookup("agent", problem.config.agent["name"])
+    options = {key: value for key, value in problem.config.agent.items() if key != "name"}
+    exact = getattr(agent_class, "exact", False)  # it means its strategies as they are
+    env = gymnasium.make(
+        ENV_ID,
+        space=problem.space,
+        budget=replace(problem.budget, fill=problem.budget.fill and not exact),
+        evaluate=recorder.evaluate,
+        announce=recorder.announce,
+    )
+    recorder.evaluate(env.get_wrapper_attr("bounds").uniform(), problem.budget)
+    agent: Agent = agent_class(
+        env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
+    )
+    recorder.phase_of = agent.phase_of
+    return agent
+
+
+@contextmanager
+def measurers_of(
+    evaluator: Evaluator, config: Config, jobs: int, ray: str | None
+) -> Iterator[None]:
+    """Let an evaluator measure side by side."""
+    if jobs == 1 and ray is None:
+        yield
+        return
+    if config.agent.get("envs") == 1:
+        logging.getLogger("amc").warning(
+            "warning: %s walks one episode at a time, so nothing is measured side by side: "
+            "agent.envs=%d lets it walk more",
+            config.agent["name"],
+            max(jobs, 2),
+        )
+    measurers = (
+        LocalMeasurers(evaluator, jobs) if ray is None else RayMeasurers(evaluator, jobs, ray)
+    )
+    evaluator.measurers = measurers
+    try:
+        yield
+    finally:
+        evaluator.measurers = None
+        measurers.close()
