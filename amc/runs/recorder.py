@@ -51,6 +51,9 @@ class Recorder:
         else:
             phase = "uniform" if self.number == 0 else self.phase_of(self.number - 1)
             self.run.append(self.number, phase, outcome)
+            if outcome.failed is not None:
+                logger = logging.getLogger("amc")
+                logger.warning("episode %d failed: %s", self.number, outcome.failed)
             self.outcomes.append(outcome)
             self._consider(outcome)
             if len(self.outcomes) >= FAILED and all(o.failed for o in self.outcomes[-FAILED:]):
@@ -64,9 +67,6 @@ class Recorder:
             return outcome
         place = f"{names.ERRORS}/episode_{self.number}.txt"
         write_bytes(self.run.path / place, outcome.trace.encode())
-        logging.getLogger("amc").warning(
-            "episode %d failed: %s (%s)", self.number, outcome.failed, place
-        )
         named = replace(outcome, failed=f"{outcome.failed} ({place})", trace="")
         self.evaluator.remember(named)  # as a resumed run will know it
         return named
