@@ -23,9 +23,14 @@ _PHASES = {"warmup": ("#9aa5b1", "random warm-up"), "explore": ("#2b6cb0", "agen
 
 def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]) -> None:
     """Search accuracy over the episodes, the best so far, uniform and the baseline. Episodes that
-    failed have none.
+    failed have none: they are marked at the foot.
     """
     last = lines[-1]["episode"]
+    if failed := [line["episode"] for line in lines if line["search_accuracy"] is None]:
+        foot = axes.get_xaxis_transform()
+        axes.plot(
+            failed, [0.02] * len(failed), "x", color="#c53030", transform=foot, label="failed"
+        )
     lines = [line for line in lines if line["search_accuracy"] is not None]
     for phase in dict.fromkeys(line["phase"] for line in lines if line["phase"] != "uniform"):
         chosen = [line for line in lines if line["phase"] == phase]
