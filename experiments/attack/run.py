@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rows import Row, Total, kinds, table, write  # noqa: E402
 
-SIZES = {"kills": 24, "writers": 8, "disk": 120, "fuzz": 1000, "inputs": 300, "actions": 10_000}
+SIZES = {"kills": 24, "writers": 8, "disk": 160, "fuzz": 1000, "inputs": 500, "actions": 10_000}
 """How many attempts each makes at full size."""
 Attack = Callable[[Path, int, range], Iterator[Row]]
 
