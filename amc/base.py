@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from amc.data.datasets import Dataset
 from amc.data.places import find_file
-from amc.errors import UserError
+from amc.errors import UserError, shown
 from amc.network.layers import evaluating, example_input
 from amc.network.models import BUILTIN, build_model, check_size, load_weights
 from amc.network.trace import Network
@@ -26,6 +26,8 @@ def base_network(
     """The network that is compressed, and whether it is still to be trained."""
     name = config.model or type(model).__name__
     untrained = False
+    if model is not None and not isinstance(model, nn.Module):
+        raise UserError(f"model is {shown(model)}: an nn.Module is expected, made, not its class")
     if model is None:
         pretrained = config.weights == "DEFAULT"
         if pretrained and not str(config.model).startswith("torchvision:"):

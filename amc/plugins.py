@@ -25,7 +25,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from amc.errors import UserError, first_line, out_of_memory, short, unknown
-from amc.files import write_json
+from amc.files import refused, write_json
 
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
 
@@ -191,16 +191,18 @@ def _remember(path: str, origin: str) -> None:
 
 @contextmanager
 def users_code() -> Iterator[None]:
-    """What a user's code raises inside (a plug-in, a network's forward) is not a bug of amc's: one
-    sentence that names the line, and the traceback in a file.
+    """What a disk refuses, and what a user's code raises (a plug-in, a network's forward), is
+    not a bug of amc's: one sentence; of code with its line, and the traceback in a file.
 
     Raises:
         UserError: then.
     """
     try:
         yield
-    except (UserError, OSError):
+    except UserError:
         raise
+    except OSError as error:
+        raise UserError(refused(error, error.filename, "used")) from error
     except Exception as error:
         # the first frame is this one
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
