@@ -24,7 +24,7 @@ lint: $(VENV)/installed-dev
 
 # kill -9, full disks, mutated files, wrong inputs: experiments/attack/README.md
 attack: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python experiments/attack/run.py --scale 0.35 --out build/attack
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/attack/run.py --out build/attack
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -15,9 +15,11 @@ ATTACK = Path(__file__).parents[1] / "experiments" / "attack"
 sys.path.insert(0, str(ATTACK))
 
 
-def test_each_attack_runs(tmp_path: Path) -> None:
-    """One attempt each; what they find does not matter here."""
-    command = [sys.executable, str(ATTACK / "run.py"), "--count", "1", "--out", str(tmp_path)]
+def test_attacks_run(tmp_path: Path) -> None:
+    """One attempt of those that are short; what they find does not matter here."""
+    names = ["fuzz", "inputs", "actions"]
+    command = [sys.executable, str(ATTACK / "run.py"), *names, "--count", "1", "--jobs", "1"]
+    command += ["--out", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -25,7 +27,7 @@ def test_each_attack_runs(tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr
     with (tmp_path / "results.csv").open() as file:
         rows = {row["attack"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {"kills", "writers", "disk", "fuzz", "inputs", "actions"}
+    assert set(rows) == set(names)
     assert all(int(row["tried"]) >= 1 for row in rows.values())
     with (tmp_path / "failures.csv").open() as file:
         failures = list(csv.DictReader(file))
