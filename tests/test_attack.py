@@ -6,13 +6,22 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 ATTACK = Path(__file__).parents[1] / "experiments" / "attack"
-sys.path.insert(0, str(ATTACK))
+
+
+@pytest.fixture(autouse=True)
+def _its_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """They can be imported inside a test, and are forgotten after it."""
+    monkeypatch.syspath_prepend(str(ATTACK))
+    yield
+    for name in {path.stem for path in ATTACK.glob("*.py")}:
+        sys.modules.pop(name, None)
 
 
 def test_attacks_run(tmp_path: Path) -> None:

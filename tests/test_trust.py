@@ -54,11 +54,11 @@ def build():
 """
 HOMELY = SOURCE[SOURCE.index("def build") :]
 NAMES = {
-    "model": "model=strange:build",
-    "space": "space=strange:Space",
-    "criterion": "space.criterion=strange:criterion",
-    "agent": "agent=strange:Agent",
-    "reward": "reward=strange:reward",
+    "model": "model=someones_code:build",
+    "space": "space=someones_code:Space",
+    "criterion": "space.criterion=someones_code:criterion",
+    "agent": "agent=someones_code:Agent",
+    "reward": "reward=someones_code:reward",
 }
 TINY = [
     "model=homely:build",
@@ -74,7 +74,7 @@ TINY = [
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, in which a stranger's module lies."""
-    (tmp_path / "strange.py").write_text(SOURCE)
+    (tmp_path / "someones_code.py").write_text(SOURCE)
     (tmp_path / "homely.py").write_text(f"import torch\nfrom torch import nn\n{HOMELY}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # what is added to it goes again
@@ -86,7 +86,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in another process, of somebody who has never named anything."""
     monkeypatch.setattr(plugins, "_named", set())
     monkeypatch.setenv("XDG_CONFIG_HOME", str(Path.cwd() / "settings"))
-    for name in ("strange", "homely"):
+    for name in ("someones_code", "homely"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -97,7 +97,7 @@ def stranger(here: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> Path:
     export(path, ["safetensors"])
     monkeypatch.setenv("XDG_CONFIG_HOME", str(here / "nobody"))
     monkeypatch.setattr(plugins, "_named", {"homely:build"})
-    monkeypatch.delitem(sys.modules, "strange")
+    monkeypatch.delitem(sys.modules, "someones_code")
     (here / "canary").unlink()
     return path
 
@@ -115,7 +115,9 @@ def test_a_strangers_run_imports_nothing(
         lambda: evaluate(path / "export"),
     ]
     for open_it in doors[: 1 if kind in ("agent", "reward") else None]:  # others ask for neither
-        with pytest.raises(UserError, match=rf"the {kind} 'strange:\w+' would import strange \(/"):
+        with pytest.raises(
+            UserError, match=rf"the {kind} 'someones_code:\w+' would import someones_code \(/"
+        ):
             open_it()
     assert report(path).is_file() and pareto([path]).points and compare([path]).curves
     if kind in ("model", "space"):
@@ -137,7 +139,7 @@ def test_a_strangers_config_imports_nothing(
                 "model": "digits:resnet8",
                 "dataset": "digits",
                 "budget": {"ratio": 0.5},
-                "agent": {"name": "strange:Agent"},
+                "agent": {"name": "someones_code:Agent"},
             }
         )
     )
@@ -145,7 +147,7 @@ def test_a_strangers_config_imports_nothing(
     def said(*arguments: str) -> tuple[object, str]:
         """Exit status and error of ``amc ...``, as in a process of its own."""
         monkeypatch.setattr(plugins, "_named", set())
-        monkeypatch.delitem(sys.modules, "strange", raising=False)
+        monkeypatch.delitem(sys.modules, "someones_code", raising=False)
         monkeypatch.setattr(sys, "argv", ["amc", *arguments])
         with pytest.raises(SystemExit) as caught:
             run()
@@ -153,7 +155,7 @@ def test_a_strangers_config_imports_nothing(
 
     for command_name in ("show", "search", "sweep", "profile"):
         status, error = said(command_name, "his.yaml")
-        assert status == 2 and "agent 'strange:Agent' would import" in error
+        assert status == 2 and "agent 'someones_code:Agent' would import" in error
         assert len(error.strip().splitlines()) == 1
     assert not (here / "canary").exists()
     assert said("show", "his.yaml", "--trust")[0] == 0 and (here / "canary").exists()
@@ -162,7 +164,7 @@ def test_a_strangers_config_imports_nothing(
     (here / "canary").unlink()
     other = here / "other"
     other.mkdir()
-    (other / "strange.py").write_text(SOURCE)
+    (other / "someones_code.py").write_text(SOURCE)
     monkeypatch.chdir(other)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(here)])
     assert said("show", str(here / "his.yaml"))[0] == 2, "the same name, but another file"
@@ -192,19 +194,28 @@ def test_parts_of_python_are_no_plug_ins(name: str, kind: str) -> None:
 
 
 def test_plug_ins_are_what_they_should_be(here: Path) -> None:
-    plugins.allow({"a": ["strange:reward", "strange:Space", "strange:build", "strange:Agent"]})
+    plugins.allow(
+        {
+            "a": [
+                "someones_code:reward",
+                "someones_code:Space",
+                "someones_code:build",
+                "someones_code:Agent",
+            ]
+        }
+    )
     for kind, name, why in (
-        ("space", "strange:reward", "it is not a class"),
-        ("space", "strange:Agent", "it has no find_decisions"),
-        ("agent", "strange:Space", "it has no run"),
-        ("reward", "strange:build", "it cannot be called with 4 arguments"),
-        ("model", "strange:reward", "it cannot be called with no argument"),
-        ("criterion", "strange:build", "it cannot be called with 3 arguments"),
-        ("runtime", "strange:build", "it is not a class"),
+        ("space", "someones_code:reward", "it is not a class"),
+        ("space", "someones_code:Agent", "it has no find_decisions"),
+        ("agent", "someones_code:Space", "it has no run"),
+        ("reward", "someones_code:build", "it cannot be called with 4 arguments"),
+        ("model", "someones_code:reward", "it cannot be called with no argument"),
+        ("criterion", "someones_code:build", "it cannot be called with 3 arguments"),
+        ("runtime", "someones_code:build", "it is not a class"),
     ):
         with pytest.raises(UserError, match=f"'{name}' is no {kind}: {why}"):
             plugins.imported(name, kind)
-    for kind, name in (("space", "strange:Space"), ("agent", "strange:Agent")):
+    for kind, name in (("space", "someones_code:Space"), ("agent", "someones_code:Agent")):
         assert lookup(kind, name).__name__ == name.partition(":")[2]  # type: ignore[arg-type]
 
 
@@ -217,7 +228,9 @@ def test_a_module_that_cannot_be_imported(here: Path, line: str) -> None:
         lookup("space", "broken_one:Space")
 
 
-@pytest.mark.parametrize("name", ["nowhere_at_all:X", ":X", "a b:X", "strange.deeper:X", "..:X"])
+@pytest.mark.parametrize(
+    "name", ["nowhere_at_all:X", ":X", "a b:X", "someones_code.deeper:X", "..:X"]
+)
 def test_modules_that_are_not_there(here: Path, name: str) -> None:
     plugins.allow(name)
     with pytest.raises(UserError, match="unknown space"):
@@ -233,7 +246,7 @@ def test_an_export_that_names_code(here: Path, monkeypatch: pytest.MonkeyPatch) 
     good = json.loads(file.read_text())
     monkeypatch.setattr(plugins, "_named", set())
     for key in ("model", "space"):
-        for name in ("strange:build", "strange:Space", "os:abort"):
+        for name in ("someones_code:build", "someones_code:Space", "os:abort"):
             file.write_text(json.dumps({**good, key: name}))
             with pytest.raises(UserError, match=r"would import|is a part of Python"):
                 load(path / "export")
@@ -248,19 +261,23 @@ def test_the_memory_of_plug_ins_may_be_damaged_or_not_writable(
     for content in ("", "{", "[1]", "[[1, 2, 3]]", "{}", "[" * 100_000):
         memory.write_text(content)
         with pytest.raises(UserError, match="would import"):
-            lookup("space", "strange:Space")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(here / "strange.py"))  # a file
-    plugins.allow("strange:Space")
-    lookup("space", "strange:Space")
+            lookup("space", "someones_code:Space")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(here / "someones_code.py"))  # a file
+    plugins.allow("someones_code:Space")
+    lookup("space", "someones_code:Space")
 
 
 def test_a_config_read_as_a_file_names_nothing(here: Path) -> None:
-    (here / "his.yaml").write_text("{model: m, budget: {ratio: 0.5}, reward: 'strange:reward'}")
-    with pytest.raises(UserError, match="the reward 'strange:reward' would import"):
+    (here / "his.yaml").write_text(
+        "{model: m, budget: {ratio: 0.5}, reward: 'someones_code:reward'}"
+    )
+    with pytest.raises(UserError, match="the reward 'someones_code:reward' would import"):
         load_config("his.yaml")
-    with pytest.raises(UserError, match="the reward 'strange:reward' would import"):
+    with pytest.raises(UserError, match="the reward 'someones_code:reward' would import"):
         search("his.yaml")
-    assert load_config("his.yaml", ["reward=strange:reward"])[1].reward == "strange:reward"
+    assert (
+        load_config("his.yaml", ["reward=someones_code:reward"])[1].reward == "someones_code:reward"
+    )
 
 
 def test_looking_for_a_module_runs_nothing(here: Path) -> None:

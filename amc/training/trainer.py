@@ -267,7 +267,10 @@ class Trainer:
         if state is None:
             return
         with damaged(self.keeper.source):
-            self.progress = TypeAdapter(Progress).validate_python(state["progress"])
+            progress = state["progress"]
+            self.progress = TypeAdapter(Progress).validate_python(progress)
+            if set(progress) != set(asdict(self.progress)):
+                raise ValueError("its progress is not whole")
             epochs = [Epoch(**row).epoch for row in self.progress.epochs]
             done = self.progress.step // self.updates
             if self.progress.step > self.total or epochs != list(range(1, done + 1)):
