@@ -65,7 +65,7 @@ class Residual(Block):
     [
         ("resnet20", 19),
         ("tv_mobilenet_v2", 40),
-        ("tv_densenet121", 50),
+        ("tv_densenet", 20),
         ("tv_efficientnet_b0", 40),
         ("tv_shufflenet_v2", 30),
     ],
