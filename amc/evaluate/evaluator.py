@@ -191,11 +191,13 @@ class Evaluator:
             )
             return Measured(outcome.having_failed(error), torch.zeros(0, 3, dtype=torch.float64))
 
-    def neighbours(self) -> list[dict[str, int]]:
-        """The untouched strategy, and two that are as near to it as can be."""
-        ends = self.space.decisions[:1] + self.space.decisions[-1:]
-        near = [{one.name: one.choices[-2:][0]} for one in ends]
-        return [self.space.complete(own) for own in ({}, *near)]
+    def why_failing(self, strategy: Strategy, budget: Budget) -> str | None:
+        """Why a strategy fails, measured beside the search; None where it does not."""
+        before = self._best, self._unconfirmed
+        try:
+            return self.measure(Candidate(strategy, budget)).outcome.failed
+        finally:
+            self._best, self._unconfirmed = before
 
     def _measured(
         self, candidate: Candidate, strategy: dict[str, int], cost: Cost, start: float

@@ -10,11 +10,11 @@ from typing import Any
 from amc.cost.budget import Budget
 from amc.errors import UserError
 from amc.evaluate.evaluator import Evaluator
-from amc.evaluate.outcome import Candidate, Outcome
+from amc.evaluate.outcome import Outcome
 from amc.files import write_bytes
 from amc.runs import names
 from amc.runs.directory import Run
-from amc.spaces.base import Strategy
+from amc.spaces.base import CompressionSpace, Strategy
 
 FAILED = 3  # strategies in a row, after which the neighbours of the untouched network are tried
 
@@ -89,8 +89,8 @@ class Recorder:
         """
         if self._sound:
             return
-        near = [Candidate(strategy, budget) for strategy in self.evaluator.neighbours()]
-        failed = [self.evaluator.measure(one).outcome.failed for one in near]
+        near = _neighbours(self.evaluator.space)
+        failed = [self.evaluator.why_failing(strategy, budget) for strategy in near]
         self._sound = None in failed
         if not self._sound:
             raise UserError(
@@ -102,3 +102,10 @@ class Recorder:
     def _consider(self, outcome: Outcome) -> None:
         if outcome.can_be_best and (self.best is None or outcome.reward > self.best.reward):
             self.best = outcome
+
+
+def _neighbours(space: CompressionSpace) -> list[dict[str, int]]:
+    """The untouched strategy, and two that are as near to it as can be."""
+    ends = space.decisions[:1] + space.decisions[-1:]
+    near = [{one.name: one.choices[-2:][0]} for one in ends]
+    return [space.complete(own) for own in ({}, *near)]
