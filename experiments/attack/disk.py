@@ -27,7 +27,7 @@ from kills import compared, only_run
 from rows import Row
 
 NEW_NAMESPACE, BIND, READ_ONLY, REMOUNT = 0x20000, 0x1000, 0x1, 0x20
-ROOM = 64 * 2**20  # of the mount, bytes
+ROOM = 256 * 2**20  # of the mount, bytes: a bench is 100 MB
 Verdict = tuple[str, str]
 
 
