@@ -7,7 +7,7 @@ a resumed one need only be told the rewards again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from amc.errors import UserError, shown
 from amc.options import Options
 from amc.spaces.base import CompressionSpace
 from amc.spaces.bounding import Bounds
@@ -121,9 +122,27 @@ class ProposingAgent(ABC):
             return None
         if not self._waiting:
             self._first = self.episodes_done
-            self._batch = list(self.propose())[: self.episodes - self._first]
+            proposed = self.propose()
+            if not isinstance(proposed, Iterable):
+                raise self._strange(proposed)
+            self._batch = [self._checked(one) for one in proposed][: self.episodes - self._first]
             self._waiting = list(self._batch)
         return self._waiting.pop(0) if self._waiting else None
+
+    def _checked(self, proposal: object) -> Ratios:
+        try:
+            ratios = np.asarray(proposal, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise self._strange(proposal) from None
+        if ratios.shape != (self.steps,) or np.isnan(ratios).any():
+            raise self._strange(proposal)
+        return ratios
+
+    def _strange(self, proposal: object) -> UserError:
+        return UserError(
+            f"the agent {type(self).__name__} proposes {shown(proposal)}: a list of arrays of "
+            f"{self.steps} keep ratios each is expected"
+        )
 
     def _walk(self, wanted: Ratios) -> Walk:
         self.env.reset(options={"episode": self.episodes_done})

@@ -18,7 +18,7 @@ from amc.data.splits import Splits, split
 from amc.device.profile import DeviceProfile, load_device
 from amc.device.reach import step_of
 from amc.device.runtimes import Runtime, make_runtime, processor, timed_in_turn
-from amc.errors import UserError
+from amc.errors import UserError, shown
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.guessing import Guessing
 from amc.evaluate.measure import ImageSet, logits
@@ -70,6 +70,8 @@ class Problem:
         Raises:
             UserError: something does not exist, does not fit, or leaves nothing to decide.
         """
+        if dataset is not None and not isinstance(dataset, Dataset):
+            raise UserError(f"dataset is {shown(dataset)}: an amc.Dataset is expected")
         folder = data_folder(config.data_dir)
         if device is None and config.device is not None:
             device = load_device(config.device)

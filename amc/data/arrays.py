@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amc.data.labels import as_array
-from amc.errors import UserError
+from amc.errors import UserError, shown
 from amc.network.layers import IntArray
 
 COLOURS = (1, 3, 4)  # channels of images as they usually are
@@ -58,7 +58,12 @@ def normalisation(
         measured, spread = _mean_and_std(pixels[:10000])
         mean = measured.tolist() if mean is None else mean
         std = np.maximum(spread, 1e-3).tolist() if std is None else std
-    return tuple(map(float, mean)), tuple(map(float, std))
+    try:
+        return tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"mean is {shown(mean)} and std is {shown(std)}: a number a channel is expected"
+        ) from None
 
 
 def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

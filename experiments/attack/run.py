@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rows import Row, Total, kinds, table, write  # noqa: E402
 
-SIZES = {"kills": 12, "disk": 60, "actions": 10_000, "fuzz": 1000, "inputs": 500, "writers": 8}
+SIZES = {"kills": 12, "disk": 60, "actions": 10_400, "fuzz": 1000, "inputs": 500, "writers": 8}
 """How many attempts each makes, the longest attack first."""
 Attack = Callable[[Path, int, range], Iterator[Row]]
 
