@@ -33,10 +33,11 @@ from amc.runs.provenance import surroundings
 from amc.runs.records import Before, Provenance, Tested
 from amc.search import SearchResult, open_problem
 from amc.training.distill import Distillation, Objective
+from amc.training.history import Progress
 from amc.training.keeper import BEST, InFolder
 from amc.training.processes import Processes, joined
 from amc.training.settings import FinetuneConfig
-from amc.training.trainer import Lesson, Progress, Trainer, uses_bf16
+from amc.training.trainer import Lesson, Trainer, uses_bf16
 from amc.views.pictures import plot_finetune
 
 

@@ -11,12 +11,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,24 +27,13 @@ from amc.progress import Report, silent
 from amc.reading import damaged
 from amc.training.augment import DRAWS, augmented
 from amc.training.distill import Objective
+from amc.training.history import Epoch, Progress
 from amc.training.keeper import InMemory, Keeper
 from amc.training.processes import Processes, joined
 from amc.training.settings import TrainConfig
 
 CHECKPOINT_SECONDS = 5.0  # between two, at least
 CHECKPOINT_SHARE = 0.02  # of the time, at most
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the training images came to."""
-
-    epoch: int  # from 1
-    lr: float  # at its end
-    train_loss: float
-    train_accuracy: float  # of the augmented images, while training
-    heldout_accuracy: float | None
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,27 +45,6 @@ class Lesson:
     train: IntArray  # of the training images
     heldout: IntArray | None = None  # likewise; none: the last epoch is the result
     seed: int = 0
-
-
-@dataclass
-class Progress:
-    """How far a training has come; with the states of network and optimizer, all that a checkpoint
-    holds.
-    """
-
-    step: int = 0  # updates done
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, images
-    seconds: float = 0.0  # of the epoch
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The epoch that is the result: the best on the held-out images, of equal ones the last,
-        since the learning rate has fallen further; without such images the last.
-        """
-        if self.epochs[-1]["heldout_accuracy"] is None:
-            return self.epochs[-1]
-        return max(reversed(self.epochs), key=lambda row: row["heldout_accuracy"])
 
 
 class Trainer:
@@ -267,14 +233,7 @@ class Trainer:
         if state is None:
             return
         with damaged(self.keeper.source):
-            progress = state["progress"]
-            self.progress = TypeAdapter(Progress).validate_python(progress)
-            if set(progress) != set(asdict(self.progress)):
-                raise ValueError("its progress is not whole")
-            epochs = [Epoch(**row).epoch for row in self.progress.epochs]
-            done = self.progress.step // self.updates
-            if self.progress.step > self.total or epochs != list(range(1, done + 1)):
-                raise ValueError(f"{self.progress.step} updates are not {len(epochs)} epochs")
+            self.progress = Progress.of(state["progress"], self.updates, self.total)
             self.lesson.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:

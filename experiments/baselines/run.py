@@ -24,10 +24,11 @@ from amc.network.models import build_model
 from amc.progress import ConsoleReport, silent
 from amc.runs.provenance import surroundings
 from amc.training.distill import Objective
+from amc.training.history import Progress
 from amc.training.keeper import BEST, InFolder
 from amc.training.processes import joined
 from amc.training.settings import TrainConfig
-from amc.training.trainer import Lesson, Progress, Trainer
+from amc.training.trainer import Lesson, Trainer
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/baselines")

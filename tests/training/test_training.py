@@ -17,10 +17,11 @@ from amc.errors import UserError
 from amc.training import trainer as training
 from amc.training.augment import DRAWS, augmented, cropped, shifted
 from amc.training.distill import Objective
+from amc.training.history import Progress
 from amc.training.keeper import InFolder, InMemory
 from amc.training.processes import Processes
 from amc.training.settings import TrainConfig
-from amc.training.trainer import Lesson, Progress, Trainer, train
+from amc.training.trainer import Lesson, Trainer, train
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
