@@ -32,6 +32,9 @@ from amc.spaces.base import CompressionSpace, Strategy
 from amc.spaces.bounding import Bounds
 from amc.training.trainer import train
 
+# A base network whose held-out cross-entropy is below this many times that of training images has
+# been trained on them.
+MEMORISED = 1.5
 _SHAPES: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
 
@@ -198,6 +201,22 @@ def check_trained(config: Config, accuracy: float, labels: Tensor) -> None:
         f"better than always guessing their most frequent class ({guessing.accuracy:.2%}): it "
         "looks untrained, or its weights, labels or normalisation do not belong together; name "
         "trained weights, or set allow_untrained=true to search it all the same"
+    )
+
+
+def memorised(problem: Problem, evaluator: Evaluator) -> str | None:
+    """A warning where the base network does as well on the held-out images as on those it was
+    trained on.
+    """
+    seen = ImageSet.of(problem.dataset, problem.dataset.train, problem.splits.calibration)
+    trained, unseen = evaluator.untouched(seen), evaluator.baseline
+    if unseen.accuracy < 0.98 or unseen.cross_entropy > MEMORISED * trained.cross_entropy:
+        return None
+    return (
+        f"the base network scores {100 * unseen.accuracy:.2f}% on the held-out images, as well "
+        "as on training images: it looks "
+        "trained on them, which misleads a search at the top; use weights trained without them, "
+        "or name unseen images as heldout"
     )
 
 

@@ -10,7 +10,8 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ from amc.data.datasets import Dataset
 from amc.device.profile import DeviceProfile
 from amc.errors import UserError, whole_number
 from amc.evaluate.evaluator import Evaluator
-from amc.evaluate.measure import ImageSet
 from amc.evaluate.outcome import Outcome
 from amc.files import check_same, folder_name, write_bytes
+from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
-from amc.problem import Problem, check_trained
+from amc.problem import Problem, check_trained, memorised
 from amc.progress import Report, silent
 from amc.runs import names
 from amc.runs.directory import SCHEMA, Run, claim, layers_csv
@@ -39,11 +40,8 @@ from amc.runs.stopping import stoppable
 from amc.sections import Config
 from amc.training.keeper import plain
 from amc.views.pictures import plot_range, plot_search
-from amc.walk import measurers_of, taken_up
+from amc.walk import taken_up
 
-# A base network whose held-out cross-entropy is below this many times that of training images has
-# been trained on them.
-MEMORISED = 1.5
 MOST_JOBS = 1024  # strategies that are measured side by side
 
 
@@ -231,7 +229,7 @@ def _continue(
     evaluator.fell_back = lambda: run.update_provenance(
         prepared=trusted.note, prepared_steps=trusted.steps
     )
-    warning = _memorised(problem, evaluator)
+    warning = memorised(problem, evaluator)
     run.update_provenance(
         precision=evaluator.precision,
         precision_note=evaluator.precision_note,
@@ -252,7 +250,7 @@ def _continue(
         what = f"searching | best {100 * best.score.accuracy:.2f}%" if best else "searching"
         report(what, agent.episodes_done, agent.episodes)
 
-    with measurers_of(evaluator, problem.config, jobs, ray), evaluator.clock("agent"):
+    with _measurers(evaluator, problem.config, jobs, ray), evaluator.clock("agent"):
         agent.run(after_episode)
     best = run.write_best()
     if problem.config.budget.is_range:
@@ -262,20 +260,28 @@ def _continue(
     return SearchResult(run, problem, best)
 
 
-def _memorised(problem: Problem, evaluator: Evaluator) -> str | None:
-    """A warning where the base network does as well on the held-out images as on those it was
-    trained on.
-    """
-    seen = ImageSet.of(problem.dataset, problem.dataset.train, problem.splits.calibration)
-    trained, unseen = evaluator.untouched(seen), evaluator.baseline
-    if unseen.accuracy < 0.98 or unseen.cross_entropy > MEMORISED * trained.cross_entropy:
-        return None
-    return (
-        f"the base network scores {100 * unseen.accuracy:.2f}% on the held-out images, as well "
-        "as on training images: it looks "
-        "trained on them, which misleads a search at the top; use weights trained without them, "
-        "or name unseen images as heldout"
+@contextmanager
+def _measurers(evaluator: Evaluator, config: Config, jobs: int, ray: str | None) -> Iterator[None]:
+    """Let an evaluator measure side by side."""
+    if jobs == 1 and ray is None:
+        yield
+        return
+    if config.agent.get("envs") == 1:
+        logging.getLogger("amc").warning(
+            "warning: %s walks one episode at a time, so nothing is measured side by side: "
+            "agent.envs=%d lets it walk more",
+            config.agent["name"],
+            max(jobs, 2),
+        )
+    measurers = (
+        LocalMeasurers(evaluator, jobs) if ray is None else RayMeasurers(evaluator, jobs, ray)
     )
+    evaluator.measurers = measurers
+    try:
+        yield
+    finally:
+        evaluator.measurers = None
+        measurers.close()
 
 
 def _provenance(problem: Problem) -> dict[str, Any]:

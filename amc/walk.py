@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import gymnasium
@@ -13,12 +11,10 @@ from amc.agents import Agent
 from amc.envs import ENV_ID
 from amc.errors import first_line, short
 from amc.evaluate.evaluator import Evaluator
-from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.problem import Problem
 from amc.registry import lookup
 from amc.runs.directory import Run
 from amc.runs.recorder import Recorder
-from amc.sections import Config
 
 
 def taken_up(run: Run, problem: Problem, evaluator: Evaluator) -> tuple[Agent, Recorder]:
@@ -61,29 +57,3 @@ def _agent(problem: Problem, recorder: Recorder) -> Agent:
     )
     recorder.phase_of = agent.phase_of
     return agent
-
-
-@contextmanager
-def measurers_of(
-    evaluator: Evaluator, config: Config, jobs: int, ray: str | None
-) -> Iterator[None]:
-    """Let an evaluator measure side by side."""
-    if jobs == 1 and ray is None:
-        yield
-        return
-    if config.agent.get("envs") == 1:
-        logging.getLogger("amc").warning(
-            "warning: %s walks one episode at a time, so nothing is measured side by side: "
-            "agent.envs=%d lets it walk more",
-            config.agent["name"],
-            max(jobs, 2),
-        )
-    measurers = (
-        LocalMeasurers(evaluator, jobs) if ray is None else RayMeasurers(evaluator, jobs, ray)
-    )
-    evaluator.measurers = measurers
-    try:
-        yield
-    finally:
-        evaluator.measurers = None
-        measurers.close()
