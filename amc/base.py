@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from amc.data.datasets import Dataset
 from amc.data.places import find_file
 from amc.errors import UserError, shown
 from amc.network.layers import evaluating, example_input
-from amc.network.models import BUILTIN, build_model, check_size, load_weights
+from amc.network.models import build_model, check_size, is_known, load_weights
 from amc.network.trace import Network
 from amc.sections import Config
 
@@ -68,7 +67,7 @@ def _needs_training(config: Config) -> bool:
     if config.train is not None:
         return True
     name = str(config.model)
-    if name in BUILTIN or name.startswith("torchvision:"):
+    if is_known(name):
         raise UserError(
             f"model {name!r} has no weights: name a file as weights, or add a train section"
         )
@@ -101,9 +100,9 @@ def _check_finite(model: nn.Module, name: str) -> None:
     parameters = [(key, value, "weights") for key, value in model.named_parameters()]
     buffers = [(key, value, "buffer") for key, value in model.named_buffers()]
     for key, value, what in parameters + buffers:
-        if is_lazy(value) or value.is_meta or not value.is_floating_point():
+        if not value.is_floating_point():
             continue
-        numbers = value.detach().float()  # in which it is searched
+        numbers = value.detach()
         statistics = key.rpartition(".")[2] in ("running_mean", "running_var")
         wrong = numbers.isnan() if what == "buffer" and not statistics else ~numbers.isfinite()
         if count := int(wrong.sum()):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from amc.cost.cost import METRICS
 from amc.errors import UserError, short, shown, unknown
 from amc.evaluate.rewards import COSTLESS
-from amc.options import key_of, types_of
+from amc.options import key_of, types_in
 from amc.overrides import apply_override
 from amc.plugins import allow
 from amc.reading import parse_yaml, read_text
@@ -211,7 +211,7 @@ def _validated(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
 def _siblings(model: type[BaseModel], path: Sequence[str], prefix: str) -> list[str]:
     """The keys that exist beside an unknown one."""
     for part in path:
-        types = types_of(model.model_fields[part].annotation)
+        types = types_in(model.model_fields[part].annotation)
         model = next(found for found in types if issubclass(found, BaseModel))
     start = prefix + "".join(f"{part}." for part in path)
     return [start + name for name in model.model_fields]

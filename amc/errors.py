@@ -29,6 +29,11 @@ def first_line(error: BaseException) -> str:
     return (text.splitlines() or [type(error).__name__])[0]
 
 
+def kind_and_line(error: BaseException) -> str:
+    """The type of an error and what it says: ``ValueError: no number``."""
+    return f"{type(error).__name__}: {short(first_line(error))}"
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory has run out: Python's, numpy's, or torch's, whose error on the CPU has no type
     of its own.

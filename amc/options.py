@@ -29,21 +29,16 @@ class Options(BaseModel):
 
 def numeric(annotation: Any) -> set[type]:
     """Which of int, float and bool a field may hold, in tuples too; empty where it is no number."""
-    types = {int, float, bool} & set(_all_types(annotation))
+    types = {int, float, bool} & set(types_in(annotation))
     return types if types & {int, float} else set()
 
 
-def _all_types(annotation: Any) -> Iterator[type]:
+def types_in(annotation: Any) -> Iterator[type]:
+    """What an annotation is, may be, or may hold."""
     if isinstance(annotation, type):
         yield annotation
     for part in get_args(annotation):
-        yield from _all_types(part)
-
-
-def types_of(annotation: Any) -> list[type]:
-    """What an annotation is, or may be."""
-    arguments = [annotation, *get_args(annotation)]
-    return [argument for argument in arguments if isinstance(argument, type)]
+        yield from types_in(part)
 
 
 def key_of(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
@@ -58,6 +53,6 @@ def key_of(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
             continue
         path.append(str(part))
         field = inside.model_fields.get(str(part))
-        types = types_of(field.annotation) if field is not None else []
+        types = types_in(field.annotation) if field is not None else ()
         inside = next((found for found in types if issubclass(found, BaseModel)), None)
     return path

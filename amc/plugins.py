@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from amc.errors import UserError, first_line, out_of_memory, short, unknown
+from amc.errors import UserError, first_line, kind_and_line, out_of_memory, unknown
 from amc.files import refused, write_json
 
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
@@ -205,19 +205,14 @@ def users_code() -> Iterator[None]:
         raise UserError(refused(error, error.filename, "used")) from error
     except Exception as error:
         # the first frame is this one
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
-        if out_of_memory(error) or not any(map(_is_users, frames)):
+        frames = list(traceback.walk_tb(error.__traceback__))[1:]
+        theirs = [(frame, line) for frame, line in frames if _is_users(frame)]
+        if out_of_memory(error) or not theirs:
             raise
-        last = [found for found in zip(frames, _summary(error), strict=True) if _is_users(found[0])]
-        file, line = last[-1][1].filename, last[-1][1].lineno
+        frame, line = theirs[-1]
         raise UserError(
-            f"{file}, line {line}, raised {type(error).__name__}: "
-            f"{short(first_line(error))}{_kept(error)}"
+            f"{frame.f_code.co_filename}, line {line}, raised {kind_and_line(error)}{_kept(error)}"
         ) from error
-
-
-def _summary(error: Exception) -> list[traceback.FrameSummary]:
-    return list(traceback.extract_tb(error.__traceback__))[1:]
 
 
 def _is_users(frame: FrameType) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from amc.errors import UserError, first_line, short, shown
+from amc.errors import UserError, first_line, kind_and_line, short, shown
 
 T = TypeVar("T", bound=BaseModel)
 LARGEST = 64 << 20  # bytes of a text file
@@ -33,9 +33,7 @@ def damaged(source: str | Path) -> Iterator[None]:
     except (UserError, MemoryError, OSError):
         raise
     except Exception as error:
-        raise UserError(
-            f"{str(source)!r} is damaged: {type(error).__name__}: {short(first_line(error))}"
-        ) from error
+        raise UserError(f"{str(source)!r} is damaged: {kind_and_line(error)}") from error
 
 
 def read_text(path: Path) -> str:

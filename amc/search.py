@@ -26,8 +26,7 @@ from amc.data.datasets import Dataset
 from amc.device.profile import DeviceProfile
 from amc.errors import UserError, whole_number
 from amc.evaluate.evaluator import Evaluator
-from amc.evaluate.outcome import Outcome
-from amc.files import check_same, folder_name, write_bytes
+from amc.files import check_same, folder_name, sha256, write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
 from amc.problem import Problem, check_trained, memorised
@@ -204,10 +203,10 @@ def _reopened(
             "amc.resume(path, model=...)"
         )
     base = run.path / names.BASE if (run.path / names.BASE).is_file() else None
-    if base is not None and weights is None:
-        check_same(base, run.provenance["base_sha256"])
     if weights is not None:
         base = weights_file(config.model_copy(update={"weights": weights}))
+    elif base is not None:
+        check_same(base, run.provenance["base_sha256"])
     if base is None and config.weights is None:
         raise UserError(
             f"{str(path)!r} has no {names.BASE}: it stopped before its network was trained; "
@@ -240,8 +239,6 @@ def _continue(
         },
     )
     run.journal.cut_torn_line()
-    for line in run.lines():
-        evaluator.remember(Outcome.from_line(line))
     agent, recorder = taken_up(run, problem, evaluator)
 
     def after_episode() -> None:
@@ -292,7 +289,7 @@ def _provenance(problem: Problem) -> dict[str, Any]:
     return {
         **surroundings(),
         "checksums": {
-            "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
+            "weights": sha256(weights) if weights else None,
             "heldout_indices": hashlib.sha256(problem.splits.heldout.tobytes()).hexdigest(),
             "heldout_sample": hashlib.sha256(sample).hexdigest(),
         },

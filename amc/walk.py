@@ -9,7 +9,7 @@ import gymnasium
 
 from amc.agents import Agent
 from amc.envs import ENV_ID
-from amc.errors import first_line, short
+from amc.errors import kind_and_line
 from amc.evaluate.evaluator import Evaluator
 from amc.problem import Problem
 from amc.registry import lookup
@@ -21,22 +21,26 @@ def taken_up(run: Run, problem: Problem, evaluator: Evaluator) -> tuple[Agent, R
     """The agent as the last checkpoint has it, where that is not ahead of the journal; else as it
     was at first, to walk again what the journal knows.
     """
-    lines = run.lines()
-    recorder = Recorder(run, lines, evaluator)
-    agent = _agent(problem, recorder)
+    agent, recorder = _begun(run, problem, evaluator)
+    known = len(recorder.outcomes)
     state = run.load_checkpoint()
     if state is None:
         return agent, recorder
     try:
-        if 1 + state["counters"][0] // len(problem.space.decisions) <= len(lines):
+        if 1 + state["counters"][0] // len(problem.space.decisions) <= known:
             agent.load_state(state)
             recorder.number = 1 + agent.episodes_done
     except Exception as error:  # it is not what an agent has written
-        what = f"{type(error).__name__}: {short(first_line(error))}"
-        logging.getLogger("amc").warning("the checkpoint is damaged (%s): it is not used", what)
-        recorder = Recorder(run, lines, evaluator)
-        agent = _agent(problem, recorder)
+        logger = logging.getLogger("amc")
+        logger.warning("the checkpoint is damaged (%s): it is not used", kind_and_line(error))
+        return _begun(run, problem, evaluator)
     return agent, recorder
+
+
+def _begun(run: Run, problem: Problem, evaluator: Evaluator) -> tuple[Agent, Recorder]:
+    """The agent as it was at first."""
+    recorder = Recorder(run, run.lines(), evaluator)
+    return _agent(problem, recorder), recorder
 
 
 def _agent(problem: Problem, recorder: Recorder) -> Agent:

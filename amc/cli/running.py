@@ -12,7 +12,7 @@ import traceback
 from amc import __version__
 
 from amc.cli import searching, results, comparing, checking  # isort: skip - the order in --help
-from amc.cli.console import Interrupted, app, err
+from amc.cli.console import Interrupted, app, err, say
 from amc.errors import UserError, out_of_memory
 from amc.files import refused
 
@@ -57,7 +57,7 @@ def run() -> None:
 
 
 def _leave(status: int, sentence: str) -> None:
-    err.print(f"amc: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    say(f"amc: {sentence}", to=err)
     sys.exit(status)
 
 

@@ -82,35 +82,49 @@ def export(
     tuned = _tuned(
         place / names.FINETUNE if finetuned is None else Path(finetuned), finetuned is not None
     )
-    folder = place / names.EXPORT
-    with writing(folder):
+    with writing(place / names.EXPORT):
         weights = None if tuned is None else tuned.settings.weights
         problem = open_problem(run, model, dataset, report, weights, trust)[1]
         compressed = problem.applied(best["strategy"], opened.path)
         if tuned is not None:
             load_weights(compressed, tuned.weights)
-        steps = 4
-        report("exporting", 0, steps)
-        description = _description(opened, problem, best, tuned)
-        metrics = _measured(problem, compressed, best, tuned)
-        report("exporting", 1, steps)
-        facts = description | _accuracies(metrics)
-        metrics |= _write_all(
-            compressed, problem.dataset, formats, folder, facts, problem.network.dtype
-        )
-        metrics["checksums"] = {n: sha256(p) for n in FILES.values() if (p := folder / n).is_file()}
-        if "safetensors" in formats and "safetensors" not in metrics["failed_formats"]:
-            description["weights_sha256"] = metrics["checksums"][names.WEIGHTS]
-            write_json(folder / names.STRATEGY, description)
-        report("exporting", 3, steps)
-        metrics["measured_latency_ms"] = problem.measured_latency(compressed)
-        write_json(folder / names.METRICS, metrics)
-        settings = None if tuned is None else tuned.settings
-        files = [name for name in FILES.values() if (folder / name).is_file()]
-        card = model_card(description, metrics, opened, settings, problem.space, files)
-        write_bytes(folder / names.CARD, card.encode())
-        report("exporting", steps, steps)
-        return metrics
+        folder = place / names.EXPORT
+        return _exported(opened, problem, compressed, best, tuned, formats, folder, report)
+
+
+def _exported(
+    run: Run,
+    problem: Problem,
+    compressed: nn.Module,
+    best: dict[str, Any],
+    tuned: Finished | None,
+    formats: Collection[str],
+    folder: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Everything in the folder; what metrics.json says."""
+    steps = 4
+    report("exporting", 0, steps)
+    description = _description(run, problem, best, tuned)
+    metrics = _measured(problem, compressed, best, tuned)
+    report("exporting", 1, steps)
+    facts = description | _accuracies(metrics)
+    metrics |= _write_all(
+        compressed, problem.dataset, formats, folder, facts, problem.network.dtype
+    )
+    files = [name for name in FILES.values() if (folder / name).is_file()]
+    metrics["checksums"] = {name: sha256(folder / name) for name in files}
+    if "safetensors" in formats and "safetensors" not in metrics["failed_formats"]:
+        description["weights_sha256"] = metrics["checksums"][names.WEIGHTS]
+        write_json(folder / names.STRATEGY, description)
+    report("exporting", 3, steps)
+    metrics["measured_latency_ms"] = problem.measured_latency(compressed)
+    write_json(folder / names.METRICS, metrics)
+    settings = None if tuned is None else tuned.settings
+    card = model_card(description, metrics, run, settings, problem.space, files)
+    write_bytes(folder / names.CARD, card.encode())
+    report("exporting", steps, steps)
+    return metrics
 
 
 def _write_all(

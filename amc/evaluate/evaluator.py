@@ -18,8 +18,16 @@ from amc.cost.budget import Budget
 from amc.cost.cost import Cost
 from amc.errors import UserError
 from amc.evaluate.measure import AGREEMENT, ImageSet, logits, mean_score, per_image, score
-from amc.evaluate.outcome import Candidate, Measured, Measurers, Outcome, Rival
-from amc.evaluate.prepare import SEEN, Precision, Prepared, confirmed, has_bf16_units, prepared
+from amc.evaluate.outcome import NO_SCORE, Candidate, Measured, Measurers, Outcome, Rival
+from amc.evaluate.prepare import (
+    SEEN,
+    Precision,
+    Prepared,
+    confirmed,
+    has_bf16_units,
+    prepared,
+    refuse_infinite,
+)
 from amc.evaluate.racing import blocks, estimate, is_hopeless
 from amc.evaluate.rewards import NotFinite, Reward, Score, finite
 from amc.spaces.base import CompressionSpace, Strategy
@@ -83,19 +91,14 @@ class Evaluator:
             UserError: its outputs are not finite, or bf16 was asked for and differs.
         """
         self._reference = self._untouched(self.images, False)
-        if wrong := int((~torch.isfinite(self._reference).all(1)).sum()):
-            raise UserError(
-                f"{self.space.network.name!r} gives NaN or infinity for {wrong} of "
-                f"{len(self._reference)} held-out images: look at its weights and at how the "
-                "images are normalised"
-            )
+        refuse_infinite(self.space.network, self._reference, "held-out images")
         self.baseline = score(self._reference, self.images.labels)
         if precision == "fp32" or (precision == "auto" and not has_bf16_units()):
             return False
         outputs = self._untouched(self.images, True)
-        finite = bool(torch.isfinite(outputs).all())
+        sound = bool(torch.isfinite(outputs).all())
         difference = abs(score(outputs, self.images.labels).accuracy - self.baseline.accuracy)
-        if finite and difference <= AGREEMENT:
+        if sound and difference <= AGREEMENT:
             return True
         why = f"bf16 differs from fp32 by {100 * difference:.2f} points on the untouched network"
         if precision == "bf16":
@@ -179,17 +182,23 @@ class Evaluator:
         try:
             return self._measured(candidate, strategy, cost, start)
         except Exception as error:
-            outcome = Outcome(
-                strategy,
-                self.space.ratios(strategy),
-                Score(math.nan, math.nan, math.nan),
-                cost,
-                math.nan,
-                candidate.budget.allows(cost),
-                time.perf_counter() - start,
-                self.clock.take(),
-            )
+            outcome = self._outcome(strategy, cost, candidate.budget, start)
             return Measured(outcome.having_failed(error), torch.zeros(0, 3, dtype=torch.float64))
+
+    def _outcome(
+        self, strategy: dict[str, int], cost: Cost, budget: Budget, start: float
+    ) -> Outcome:
+        """What is known of a candidate but for its score and its reward."""
+        return Outcome(
+            strategy,
+            self.space.ratios(strategy),
+            NO_SCORE,
+            cost,
+            math.nan,
+            budget.allows(cost),
+            time.perf_counter() - start,
+            self.clock.take(),
+        )
 
     def why_failing(self, strategy: Strategy, budget: Budget) -> str | None:
         """Why a strategy fails, measured beside the search; None where it does not."""
@@ -220,17 +229,12 @@ class Evaluator:
             assert candidate.rival is not None
             stopped, rival = len(values), candidate.rival
             score = estimate(values, rival.values[:stopped], rival.outcome.score)
-        outcome = Outcome(
-            strategy,
-            self.space.ratios(strategy),
-            score,
-            cost,
-            self._reward(cost, candidate.budget)(score),
-            candidate.budget.allows(cost),
-            time.perf_counter() - start,
-            self.clock.take(),
-            stopped,
-            self.space.repair_kept,
+        outcome = replace(
+            self._outcome(strategy, cost, candidate.budget, start),
+            score=score,
+            reward=self._reward(cost, candidate.budget)(score),
+            stopped_after=stopped,
+            repair_kept=self.space.repair_kept,
         )
         return Measured(outcome, values)
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
-from amc.errors import UserError, first_line, out_of_memory, short
+from amc.errors import UserError, kind_and_line, out_of_memory
 from amc.evaluate.rewards import NotFinite, Score
 from amc.spaces.base import Strategy
+
+NO_SCORE = Score(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,11 @@ class Outcome:
         """
         if isinstance(error, UserError | OSError) or out_of_memory(error):
             raise error
-        nothing = Score(math.nan, math.nan, math.nan)
         why, trace = str(error), ""
         if not isinstance(error, NotFinite):
-            why = f"{type(error).__name__}: {short(first_line(error))}"
+            why = kind_and_line(error)
             trace = "".join(traceback.format_exception(error))
-        return replace(self, score=nothing, reward=math.nan, failed=why, trace=trace)
+        return replace(self, score=NO_SCORE, reward=math.nan, failed=why, trace=trace)
 
     def as_line(self) -> dict[str, Any]:
         """The fields of an episode line in the journal."""

@@ -150,6 +150,19 @@ def _fold(model: nn.Module, network: Network) -> None:
             replace_module(model, norm, nn.Identity())
 
 
+def refuse_infinite(network: Network, outputs: Tensor, images: str) -> None:
+    """Refuse an untouched network whose outputs (n, ...) are not all numbers.
+
+    Raises:
+        UserError: for how many of the ``images``, as they are called.
+    """
+    if wrong := int((~torch.isfinite(outputs).flatten(1).all(1)).sum()):
+        raise UserError(
+            f"the network {network.name!r} gives NaN or infinity for {wrong} of {len(outputs)} "
+            f"{images}: look at its weights, and at how the images are normalised"
+        )
+
+
 def check_alike(network: Network, images: Tensor, original: nn.Module | None) -> None:
     """Refuse a network whose outputs for an image are not its own: chance, the other images of a
     batch, or something outside of it has a say in them.
@@ -165,11 +178,7 @@ def check_alike(network: Network, images: Tensor, original: nn.Module | None) ->
     name, few = network.name, images[: max(1, len(images) // 4)]
     with evaluating(network.model):
         outputs, again, part = (network.model(x) for x in (images, images, few))
-    if wrong := int((~torch.isfinite(outputs).flatten(1).all(1)).sum()):
-        raise UserError(
-            f"the network {name!r} gives NaN or infinity for {wrong} of {len(images)} images: look "
-            "at its weights, and at how the images are normalised"
-        )
+    refuse_infinite(network, outputs, "images")
     if apart(again, outputs) > 1e-6:
         raise UserError(
             f"the network {name!r} gives other outputs for the same images when it is called again "

@@ -13,7 +13,7 @@ import hashlib
 import io
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from amc.config import stored_config, to_yaml
 from amc.cost.cost import METRICS, Cost
 from amc.errors import UserError
 from amc.evaluate.outcome import Outcome
-from amc.files import on_disk, write_bytes, write_json
+from amc.files import on_disk, sha256, write_bytes, write_json
 from amc.network.layers import LayerSpec, LayerTable
 from amc.reading import read_csv, read_json
 from amc.runs import names
@@ -86,8 +86,7 @@ class Run:
         run = cls(path)
         if run.provenance["config_sha256"] is None:
             raise UserError(f"{str(path)!r} is not a run directory, but a fine-tuning's")
-        digest = hashlib.sha256((path / names.CONFIG).read_bytes()).hexdigest()
-        if digest != run.provenance["config_sha256"]:
+        if sha256(path / names.CONFIG) != run.provenance["config_sha256"]:
             raise UserError(
                 f"{str(path / 'config.yaml')!r} was changed after the run started: start a new "
                 "run with "
@@ -120,7 +119,7 @@ class Run:
     @property
     def has_best(self) -> bool:
         """Whether there is a best episode: of all, or of those before the search was stopped."""
-        return self.has_ended or self._leader() is not None
+        return self.has_ended or self._leader(self.lines()) is not None
 
     @property
     def best(self) -> dict[str, Any]:
@@ -129,13 +128,14 @@ class Run:
         Raises:
             UserError: the search has no episode yet.
         """
+        lines = self.lines()
         if not self.has_ended:
-            return self._so_far()
+            return self._best_of(lines)
         best = read_json(self.path / names.BEST, Best)
-        if best.episode >= len(self.lines()):
+        if best.episode >= len(lines):
             raise UserError(
                 f"{str(self.path / names.BEST)!r} is of episode {best.episode}, but the journal "
-                f"has {len(self.lines())}: it was cut, or is another run's"
+                f"has {len(lines)}: it was cut, or is another run's"
             )
         return best.as_dict()
 
@@ -200,13 +200,13 @@ class Run:
 
     def write_best(self) -> dict[str, Any]:
         """best.json, of a search that has ended."""
-        best = self._so_far()
+        best = self._best_of(self.lines())
         write_json(self.path / names.BEST, best)
         return best
 
-    def _so_far(self) -> dict[str, Any]:
-        leader = self._leader()
-        reasons = [line["failed"] for line in self.lines()]
+    def _best_of(self, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        leader = self._leader(lines)
+        reasons = [line["failed"] for line in lines]
         if leader is None and reasons and all(reasons):
             raise UserError(
                 f"none of the {len(reasons)} episodes of {str(self.path)!r} could be measured (the "
@@ -219,13 +219,13 @@ class Run:
             )
         return _beside(leader, self.provenance["baseline"])
 
-    def _leader(self) -> dict[str, Any] | None:
+    def _leader(self, lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """Of the episodes within the budget that were measured on all images the one with the
         highest reward, the earliest of equals.
         """
         if self.provenance["baseline"] is None:  # stopped early, or of version 0.1
             return None
-        candidates = [line for line in self.lines() if Outcome.from_line(line).can_be_best]
+        candidates = [line for line in lines if Outcome.from_line(line).can_be_best]
         return max(candidates, key=lambda line: line["reward"], default=None)
 
     def profile(self) -> dict[str, float]:

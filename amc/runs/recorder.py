@@ -33,6 +33,7 @@ class Recorder:
         self.best: Outcome | None = None
         self._sound = False  # whether a neighbour of the untouched network was seen not to fail
         for outcome in self.outcomes:
+            evaluator.remember(outcome)
             self._consider(outcome)
 
     def announce(self, batch: Iterable[tuple[Strategy, Budget]], first: int) -> None:

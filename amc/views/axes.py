@@ -32,17 +32,7 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
             failed, [0.02] * len(failed), "x", color="#c53030", transform=foot, label="failed"
         )
     lines = [line for line in lines if line["search_accuracy"] is not None]
-    for phase in dict.fromkeys(line["phase"] for line in lines if line["phase"] != "uniform"):
-        chosen = [line for line in lines if line["phase"] == phase]
-        color, label = _PHASES.get(phase, ("#2b6cb0", phase))
-        for raced in (False, True):
-            own = [line for line in chosen if (line.get("stopped_after") is not None) == raced]
-            x = [line["episode"] for line in own]
-            y = [100 * line["search_accuracy"] for line in own]
-            name = f"{label}, stopped early: an estimate" if raced else label
-            alpha = 0.3 if raced else 1.0
-            if own:
-                axes.plot(x, y, ".", color=color, label=name, markersize=4, alpha=alpha)
+    _draw_episodes(axes, lines)
     walked = [line for line in lines if Outcome.from_line(line).can_be_best]
     running = np.maximum.accumulate([100 * line["search_accuracy"] for line in walked])
     axes.step(
@@ -72,6 +62,21 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
         title="Search: accuracy on held-out images, before fine-tuning",
     )
     axes.legend(fontsize=8, loc="lower right")
+
+
+def _draw_episodes(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
+    """A point an episode, in the colour of its phase; paler where racing stopped it."""
+    for phase in dict.fromkeys(line["phase"] for line in lines if line["phase"] != "uniform"):
+        chosen = [line for line in lines if line["phase"] == phase]
+        color, label = _PHASES.get(phase, ("#2b6cb0", phase))
+        for raced in (False, True):
+            own = [line for line in chosen if (line.get("stopped_after") is not None) == raced]
+            x = [line["episode"] for line in own]
+            y = [100 * line["search_accuracy"] for line in own]
+            name = f"{label}, stopped early: an estimate" if raced else label
+            alpha = 0.3 if raced else 1.0
+            if own:
+                axes.plot(x, y, ".", color=color, label=name, markersize=4, alpha=alpha)
 
 
 def draw_ratios(axes: Any, best: dict[str, Any]) -> None:

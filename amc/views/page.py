@@ -98,7 +98,8 @@ def _of_run(run: Run) -> list[Markup]:
 
 def _measured(run: Run) -> list[tuple[str, ...]]:
     """Rows of accuracies and costs: the original, the compressed network, their ratio."""
-    before, after = run.best["baseline"], run.best
+    after = run.best
+    before = after["baseline"]
     rows: list[tuple[str, ...]] = [("search accuracy", _percent(before), _percent(after), "")]
     rows += _tested(run)
     for key in ON_PAPER:
