@@ -198,7 +198,7 @@ def test_every_live_choice_is_tried_once_a_subround_and_the_update_is_the_publis
                 assert sorted(choices) == alive.tolist()
                 for choice, walk in zip(choices, part, strict=True):
                     share[choice] = np.exp(4 * (walk.reward - middle) / (rewards.max() - middle))
-                share /= share.sum()
+            shares /= shares.sum(1, keepdims=True)
             theta[number] = shares.mean(0) + 0.5 * theta[number]
             theta[number][alive[theta[number][alive].argmin()]] = 0
             theta[number] /= theta[number].sum()
