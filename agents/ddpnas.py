@@ -148,7 +148,8 @@ def _dropped(theta: Distribution, alive: NDArray[np.bool_], left: int) -> Distri
     order = np.argsort(np.where(alive, theta, -1.0), kind="stable")
     kept = np.zeros(len(theta))
     kept[order[-left:]] = np.maximum(theta[order[-left:]], np.finfo(float).tiny)
-    return kept / kept.sum()
+    scaled: Distribution = kept / kept.sum()
+    return scaled
 
 
 def rounds(choices: int, episodes: int, subrounds: int) -> list[Round]:
