@@ -139,6 +139,7 @@ def _parsed(values: Any, overrides: Sequence[str] = (), stored: bool = False) ->
     _check_budget(config, stored)
     if not stored:
         lookup("reward", config.reward)
+        lookup("observation", config.observation)
     if config.budget.fill is None:
         fill = config.reward in COSTLESS
         budget = config.budget.model_copy(update={"fill": fill})
