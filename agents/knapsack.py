@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 UNITS = 2000  # of a budget: costs are rounded up to them
-ROUNDS = 5  # of costs taken anew around what was found, where they do not add up
+ROUNDS = 3  # of costs taken anew around what was found, where they do not add up
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def solve(bounds: Bounds, losses: Losses, around: Mapping[str, int]) -> dict[str
     """
     reference, found = dict(around), dict[str, int]()
     for _ in range(ROUNDS):
-        weights, capacity = _weights(bounds, reference)
+        weights, capacity = _weights(bounds, losses, reference)
         taken = cheapest(losses, weights, capacity) if capacity >= 0 else None
         if taken is None:
             break
@@ -104,19 +104,26 @@ def solve(bounds: Bounds, losses: Losses, around: Mapping[str, int]) -> dict[str
     return found or _fitted(bounds, losses, reference)
 
 
-def _weights(bounds: Bounds, reference: Mapping[str, int]) -> tuple[list[IntArray], int]:
+def _weights(
+    bounds: Bounds, losses: Losses, reference: Mapping[str, int]
+) -> tuple[list[IntArray], int]:
     """What each choice costs beyond its decision's cheapest one, in units of the budget, and how
-    many of these there are; the other decisions as in a strategy.
+    many of these there are; the other decisions as in a strategy. Choices that are not to be taken
+    cost nothing.
     """
     space, budget = bounds.space, bounds.budget
     here = space.cost(reference)[budget.metric]
     unit = budget.limit / UNITS
     weights, least = [], here
-    for name, choices in bounds.choices.items():
-        costs = [space.cost({**reference, name: one})[budget.metric] - here for one in choices]
-        beyond = np.array(costs) - min(costs)
-        weights.append(np.ceil(beyond / unit - 1e-9).astype(np.int64))
-        least += min(costs)
+    for (name, choices), lost in zip(bounds.choices.items(), losses.alone, strict=True):
+        taken = np.flatnonzero(np.isfinite(lost))
+        trials = [{**reference, name: choices[index]} for index in taken]
+        costs = np.zeros(len(choices))
+        costs[taken] = [space.cost(trial)[budget.metric] - here for trial in trials]
+        lowest = float(min(costs[taken], default=0.0))
+        costs[taken] -= lowest
+        weights.append(np.ceil(costs / unit - 1e-9).astype(np.int64))
+        least += lowest
     return weights, int(np.floor((budget.limit - least) / unit))
 
 

@@ -37,6 +37,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update
 
+from amc.errors import UserError
+from amc.runs.policy import Policy
+
 Array = NDArray[np.float64]
 
 LESSONS = 16  # budgets of a range for which the actor learns what it starts from
@@ -158,6 +161,31 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             cast("Walkers", self.env).start(self.episodes_done)
             callback = _AfterEpisode(on_episode or (lambda: None))
             self.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+
+    def adopt(self, policy: Policy) -> None:
+        """Begin with what another agent of this kind has learned.
+
+        Raises:
+            UserError: its networks have other shapes.
+        """
+        own = self.options.model_dump()
+        shapes = {key: policy.options.get(key) for key in ("hidden", "sensitivities")}
+        for key, value in shapes.items():
+            if value != own[key]:
+                raise UserError(
+                    f"agent.pretrained: that agent has {key} {value}, this one {own[key]}: set "
+                    f"agent.{key}={value}"
+                )
+        try:
+            self.policy.load_state_dict(policy.weights)
+        except RuntimeError as error:
+            raise UserError(
+                f"agent.pretrained: the networks of that agent ({policy.agent}) are not like this "
+                "one's: the same agent is needed, and a space with as many kinds of decision"
+            ) from error
+        if self.opening is None:
+            rehearse = cast("Walkers", self.env).envs[0].get_wrapper_attr("rehearse")
+            self._centre = lambda episode: np.array(rehearse(self.best_ratio, episode)[0])
 
     def _know(self, opening: Opening) -> None:
         """Take over what was measured; the actor learns the strategies that follow from it."""

@@ -42,6 +42,12 @@ class OffPolicyOptions(EpisodeOptions):
         description="with start sensitivity: what each decision alone has lost is part of what the "
         "agent sees",
     )
+    pretrained: str | None = Field(
+        None,
+        description="a run, also of another network, whose actor and critic the agent begins with "
+        "instead of at `start` (with start sensitivity the actor learns that besides); its warm-up "
+        "is drawn around what the policy does",
+    )
     actor_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the actor (Adam)")
     critic_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the critic (Adam)")
     batch_size: int = Field(64, ge=1, le=100_000, description="transitions an update")

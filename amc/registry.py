@@ -42,6 +42,7 @@ KNOWN: dict[Kind, dict[str, str]] = {
         "ddpg": "amc.agents.ddpg:DDPGAgent",
         "td3": "amc.agents.td3:TD3Agent",
         "sac": "amc.agents.sac:SACAgent",
+        "policy": "amc.agents.policy:PolicyAgent",
         "random": "amc.agents.random:RandomAgent",
         "sensitivity": "amc.agents.sensitivity:SensitivityAgent",
         "uniform": "amc.agents.handcrafted:UniformAgent",

@@ -34,6 +34,7 @@ from amc.progress import Report, silent
 from amc.runs import names
 from amc.runs.directory import SCHEMA, Run, claim, layers_csv
 from amc.runs.lock import writing
+from amc.runs.policy import Policy
 from amc.runs.provenance import surroundings
 from amc.runs.stopping import stoppable
 from amc.sections import Config
@@ -106,6 +107,9 @@ def search(
     if model is not None or weights_file(config) is None:
         files[names.BASE] = save(plain(problem.network.model))
         provenance["base_sha256"] = hashlib.sha256(files[names.BASE]).hexdigest()
+    if (source := config.agent.get("pretrained")) is not None:
+        files[names.POLICY] = _policy(config, source)
+        provenance["policy_sha256"] = hashlib.sha256(files[names.POLICY]).hexdigest()
     with stoppable(path), writing(path):
         run = Run.create(path, config, provenance, files)
         return _continue(run, problem, evaluator, jobs, ray, report)
@@ -279,6 +283,22 @@ def _measurers(evaluator: Evaluator, config: Config, jobs: int, ray: str | None)
     finally:
         evaluator.measurers = None
         measurers.close()
+
+
+def _policy(config: Config, source: str) -> bytes:
+    """What another run has learned, for the agent of a config.
+
+    Raises:
+        UserError: it has learned nothing, or from other observations.
+    """
+    policy = Policy.of_run(source)
+    if policy.observation != config.observation:
+        raise UserError(
+            f"agent.pretrained: the agent of {source!r} sees the observation "
+            f"{policy.observation!r}, this one {config.observation!r}: set "
+            f"observation={policy.observation}"
+        )
+    return policy.to_bytes()
 
 
 def _provenance(problem: Problem) -> dict[str, Any]:

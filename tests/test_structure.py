@@ -36,6 +36,7 @@ ORDER = [
     ["amc.problem"],
     ["amc.walk"],
     ["amc.search"],
+    ["amc.apply"],
     ["amc.deliver"],
     ["amc.sweep"],
     ["amc.testing"],

@@ -104,6 +104,7 @@ class Provenance(Record):
     device_doubts: list[str] = []
     baseline: Baseline | None = None  # none: stopped early, or of version 0.1
     base_sha256: str | None = None
+    policy_sha256: str | None = None
     episode: Count | None = None  # of a fine-tuning
 
 
