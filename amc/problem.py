@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from amc.training.trainer import train
 # A base network whose held-out cross-entropy is below this many times that of training images has
 # been trained on them.
 MEMORISED = 1.5
+SAMPLE = 100  # images by which data is told from other data
 _SHAPES: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
 
@@ -139,6 +141,17 @@ class Problem:
             outputs = logits(fast, images, size)
             correct += float((outputs.argmax(1) == images.labels).sum())
         return correct / len(indices)
+
+    def data_sha256(self) -> str:
+        """Of the labels, and the pixels of a few images spread over the training images: the same
+        whatever the seed, and whatever images are held out.
+        """
+        train = self.dataset.train
+        few = np.unique(np.linspace(0, len(train.labels) - 1, SAMPLE).astype(np.int64))
+        found = hashlib.sha256(train.fetch(few).numpy().tobytes())
+        for labels in (train.labels, self.dataset.test.labels):
+            found.update(np.asarray(labels, np.int64).tobytes())
+        return found.hexdigest()
 
     def doubts(self) -> list[str]:
         """Why the device profile may mislead this search, a sentence each."""

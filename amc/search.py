@@ -31,6 +31,7 @@ from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
 from amc.problem import Problem, check_trained, memorised
 from amc.progress import Report, silent
+from amc.registry import lookup
 from amc.runs import names
 from amc.runs.directory import SCHEMA, Run, claim, layers_csv
 from amc.runs.lock import writing
@@ -292,7 +293,9 @@ def _provenance(problem: Problem) -> dict[str, Any]:
             "weights": sha256(weights) if weights else None,
             "heldout_indices": hashlib.sha256(problem.splits.heldout.tobytes()).hexdigest(),
             "heldout_sample": hashlib.sha256(sample).hexdigest(),
+            "data": problem.data_sha256(),
         },
+        "one_shot": getattr(lookup("agent", config.agent["name"]), "one_shot", False) is True,
         "input_shape": list(problem.dataset.input_shape),
         "classes": problem.dataset.classes,
         "left_alone": problem.space.left_alone,
