@@ -30,6 +30,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update
 
+from amc.randomness import own_randomness
+
 Array = NDArray[np.float64]
 
 
@@ -123,31 +125,32 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         self._torch_state = torch.Generator().manual_seed(seed).get_state()
         self._centre = _uniform_ratio(env) if self.options.centred else None
         self._round = steps * self.options.envs  # steps of all environments in an episode
-        super().__init__(
-            "MlpPolicy",
-            Walkers(env, self.options.envs, steps),
-            learning_rate=self.options.actor_lr,
-            buffer_size=max(self.options.replay, steps),
-            learning_starts=self.options.warmup_episodes * steps,
-            batch_size=self.options.batch_size,
-            tau=self.options.tau,
-            gamma=self.options.gamma,
-            train_freq=(steps, "step"),
-            gradient_steps=-1,
-            replay_buffer_class=EpisodeReplayBuffer,
-            replay_buffer_kwargs={
-                "seed": seed,
-                "baseline_decay": self.options.baseline_decay,
-                "budgets_differ": getattr(env.unwrapped, "budgets_differ", False),
-            },
-            policy_kwargs={
-                "net_arch": [self.options.hidden] * 2,
-                "optimizer_kwargs": {"fused": True},  # one kernel an update
-            },
-            seed=seed,
-            device="cpu",
-            **self.algorithm(),
-        )
+        with own_randomness(seed):  # Stable-Baselines3 sets the global states
+            super().__init__(
+                "MlpPolicy",
+                Walkers(env, self.options.envs, steps),
+                learning_rate=self.options.actor_lr,
+                buffer_size=max(self.options.replay, steps),
+                learning_starts=self.options.warmup_episodes * steps,
+                batch_size=self.options.batch_size,
+                tau=self.options.tau,
+                gamma=self.options.gamma,
+                train_freq=(steps, "step"),
+                gradient_steps=-1,
+                replay_buffer_class=EpisodeReplayBuffer,
+                replay_buffer_kwargs={
+                    "seed": seed,
+                    "baseline_decay": self.options.baseline_decay,
+                    "budgets_differ": getattr(env.unwrapped, "budgets_differ", False),
+                },
+                policy_kwargs={
+                    "net_arch": [self.options.hidden] * 2,
+                    "optimizer_kwargs": {"fused": True},  # one kernel an update
+                },
+                seed=seed,
+                device="cpu",
+                **self.algorithm(),
+            )
         self.set_logger(Logger(None, []))  # the default one leaves folders behind
 
     def algorithm(self) -> dict[str, Any]:

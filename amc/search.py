@@ -31,6 +31,7 @@ from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
 from amc.problem import Problem, check_trained, memorised
 from amc.progress import Report, silent
+from amc.randomness import own_randomness
 from amc.registry import lookup
 from amc.runs import names
 from amc.runs.directory import SCHEMA, Run, claim, layers_csv
@@ -55,6 +56,7 @@ class SearchResult:
 
 
 @users_code()
+@own_randomness()
 def search(
     config: Config | Mapping[str, Any] | str,
     *,
@@ -113,6 +115,7 @@ def search(
 
 
 @users_code()
+@own_randomness()
 def resume(
     path: str | Path,
     *,
@@ -163,6 +166,7 @@ def resume(
 
 
 @users_code()
+@own_randomness()
 def open_problem(
     run: SearchResult | str | Path,
     model: nn.Module | None = None,
