@@ -29,7 +29,7 @@ from amc.evaluate.evaluator import Evaluator
 from amc.files import check_same, folder_name, sha256, write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
-from amc.problem import Problem, check_trained, memorised
+from amc.problem import Problem, check_trained
 from amc.progress import Report, silent
 from amc.randomness import own_randomness
 from amc.registry import lookup
@@ -233,7 +233,7 @@ def _continue(
     evaluator.fell_back = lambda: run.update_provenance(
         prepared=trusted.note, prepared_steps=trusted.steps
     )
-    warning = memorised(problem, evaluator)
+    warning = problem.memorised(evaluator)
     run.update_provenance(
         precision=evaluator.precision,
         precision_note=evaluator.precision_note,
