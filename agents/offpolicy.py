@@ -1,5 +1,6 @@
 """What AMC's agent adds to the off-policy algorithms of Stable-Baselines3, whichever it is.
 
+- what it starts from: the uniform strategy, or measured sensitivities (`Start`)
 - warm-up: random keep ratios, no noise on top; no update before it ends
 - updates at the end of an episode, one for each transition; then the best episodes are imitated
 - two learning rates
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from amc.agents.proposing import EpisodeOptions
 from amc.agents.replay import EpisodeReplayBuffer
+from amc.agents.starting import MEASURED, Opening, Start, centre, opening
 from amc.agents.walkers import Walkers
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -33,6 +35,9 @@ from stable_baselines3.common.utils import polyak_update
 from amc.randomness import own_randomness
 
 Array = NDArray[np.float64]
+
+LESSONS = 16  # budgets of a range for which the actor learns what it starts from
+LESSON_STEPS = 300  # updates
 
 
 class OffPolicyOptions(EpisodeOptions):
@@ -54,13 +59,19 @@ class OffPolicyOptions(EpisodeOptions):
         gt=0,
         le=10,
         description="none: every keep ratio of the warm-up is uniform; a number: normal with this "
-        "standard deviation around a ratio: the uniform strategy's where the agent is centred, "
-        "else one drawn for the episode",
+        "standard deviation around the strategy that the agent starts from, without one around a "
+        "ratio that is drawn for the episode",
     )
-    centred: bool = Field(
-        True,
-        description="begin at the uniform strategy of the budget: the actor's first output, and "
-        "with warmup_spread the ratio around which the warm-up is drawn",
+    start: Start = Field(
+        "uniform",
+        description="the strategy that is the actor's first output, and with warmup_spread the "
+        "middle of the warm-up: uniform within the budget; sensitivity: what that agent finds "
+        "from single decisions, which are measured first and count as episodes; none: no strategy",
+    )
+    sensitivities: bool = Field(
+        False,
+        description="with start sensitivity: what each decision alone has lost is part of what the "
+        "agent sees",
     )
     actor_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the actor (Adam)")
     critic_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the critic (Adam)")
@@ -92,10 +103,20 @@ class OffPolicyOptions(EpisodeOptions):
         "so far; 0: of none",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "centred" in values:
+            values = {"start": "uniform" if values["centred"] else "none", **values}
+            del values["centred"]
+        return values
+
     @model_validator(mode="after")
-    def _whole_rounds(self) -> Self:
-        if self.episodes % self.envs:
+    def _makes_sense(self) -> Self:
+        if self.episodes % self.envs and self.start != "sensitivity":
             raise ValueError(f"{self.episodes} episodes are no multiple of {self.envs} envs")
+        if self.sensitivities and self.start != "sensitivity":
+            raise ValueError(f"agent.sensitivities needs agent.start sensitivity, not {self.start}")
         return self
 
 
@@ -123,34 +144,38 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         self.steps = steps
         self.generator = np.random.default_rng([seed, 1])
         self._torch_state = torch.Generator().manual_seed(seed).get_state()
-        self._centre = _uniform_ratio(env) if self.options.centred else None
+        start = self.options.start
+        self.opening = opening(env, steps, start, self.options.episodes, seed)
+        self._centre = centre(env, start, self.opening)
+        self._first_ratio = 0.5 if start == "none" else _uniform_ratio(env)
         self._round = steps * self.options.envs  # steps of all environments in an episode
-        with own_randomness(seed):  # Stable-Baselines3 sets the global states
-            super().__init__(
-                "MlpPolicy",
-                Walkers(env, self.options.envs, steps),
-                learning_rate=self.options.actor_lr,
-                buffer_size=max(self.options.replay, steps),
-                learning_starts=self.options.warmup_episodes * steps,
-                batch_size=self.options.batch_size,
-                tau=self.options.tau,
-                gamma=self.options.gamma,
-                train_freq=(steps, "step"),
-                gradient_steps=-1,
-                replay_buffer_class=EpisodeReplayBuffer,
-                replay_buffer_kwargs={
-                    "seed": seed,
-                    "baseline_decay": self.options.baseline_decay,
-                    "budgets_differ": getattr(env.unwrapped, "budgets_differ", False),
-                },
-                policy_kwargs={
-                    "net_arch": [self.options.hidden] * 2,
-                    "optimizer_kwargs": {"fused": True},  # one kernel an update
-                },
-                seed=seed,
-                device="cpu",
-                **self.algorithm(),
-            )
+        columns = MEASURED if self.options.sensitivities else 0
+        super().__init__(
+            "MlpPolicy",
+            Walkers(env, self.options.envs, steps, columns),
+            learning_rate=self.options.actor_lr,
+            buffer_size=max(self.options.replay, steps),
+            learning_starts=self.options.warmup_episodes * steps,
+            batch_size=self.options.batch_size,
+            tau=self.options.tau,
+            gamma=self.options.gamma,
+            train_freq=(steps, "step"),
+            gradient_steps=-1,
+            replay_buffer_class=EpisodeReplayBuffer,
+            replay_buffer_kwargs={
+                "seed": seed,
+                "baseline_decay": self.options.baseline_decay,
+                "best": max(1, self.options.imitate),
+            },
+            policy_kwargs={
+                "net_arch": [self.options.hidden] * 2,
+                "optimizer_kwargs": {"fused": True},  # one kernel an update
+                **_extractor(env),
+            },
+            seed=seed,
+            device="cpu",
+            **self.algorithm(),
+        )
         self.set_logger(Logger(None, []))  # the default one leaves folders behind
 
     def algorithm(self) -> dict[str, Any]:
@@ -168,16 +193,32 @@ class OffPolicyAgent(OffPolicyAlgorithm):
 
     @property
     def episodes(self) -> int:
-        count: int = self.options.episodes
-        return count
+        """The opening's, and whole rounds of the environments."""
+        before = self.opening.episodes if self.opening is not None else 0
+        own = max(0, self.options.episodes - before)
+        return int(before + own - own % self.options.envs)
 
     @property
     def episodes_done(self) -> int:
+        return self._before + self._own_episodes
+
+    @property
+    def _before(self) -> int:
+        """Episodes of the opening so far."""
+        return self.opening.episodes_done if self.opening is not None else 0
+
+    @property
+    def _own_episodes(self) -> int:
+        """Episodes so far, without the opening's."""
         rounds: int = self.num_timesteps // self._round
         return rounds * int(self.options.envs)
 
     def phase_of(self, episode: int) -> str:
-        """warmup or explore; episodes count from 0."""
+        """Of the opening; then warmup or explore. Episodes count from 0."""
+        if self.opening is not None:
+            if episode < self._before or not self.opening.over:
+                return self.opening.phase_of(episode)
+            episode -= self._before
         first = episode - episode % self.options.envs
         return "warmup" if first < self.options.warmup_episodes else "explore"
 
@@ -185,12 +226,30 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         """Walk the episodes that are left. ``on_episode`` is called after each, when its updates
         are done.
         """
-        left = self.options.episodes * self.steps - self.num_timesteps
+        if self.opening is not None:
+            self.opening.run(on_episode)
+            self._know(self.opening)
+        left = (self.episodes - self._before) * self.steps - self.num_timesteps
         if left > 0:
             self._last_obs = None  # begin with a reset
             cast("Walkers", self.env).start(self.episodes_done)
             callback = _AfterEpisode(on_episode or (lambda: None))
             self.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+
+    def _know(self, opening: Opening) -> None:
+        """Take over what was measured; the actor learns the strategies that follow from it."""
+        walkers = cast("Walkers", self.env)
+        if self.options.sensitivities:
+            walkers.beside[:] = opening.lost
+        if self.num_timesteps:
+            return
+        assert self._centre is not None
+        ways = [walkers.way(self._centre(n), n) for n in range(LESSONS if opening.ranging else 1)]
+        seen = torch.from_numpy(np.concatenate([observations for observations, _ in ways]))
+        done = torch.from_numpy(np.concatenate([ratios for _, ratios in ways])[:, None])
+        for _ in range(LESSON_STEPS):
+            self._move_actor(seen, 2 * done - 1)
+        self._copy_to_target()
 
     def best_ratio(self, observation: NDArray[np.float32]) -> float:
         """The actor's keep ratio, without noise."""
@@ -200,7 +259,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        if self.phase_of(self.episodes_done) == "warmup":
+        if self._own_episodes < self.options.warmup_episodes:
             ratio = self._warmup_ratio(n_envs)
         else:
             with self._own_random_numbers():
@@ -212,13 +271,16 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         shape = (n_envs, 1)
         if self.options.warmup_spread is None:
             return self.generator.uniform(0.0, 1.0, size=shape)
-        if self.num_timesteps % self._round == 0:
-            self._warmup_centre = (
-                self.generator.uniform(0.0, 1.0, size=shape)
+        step = self.num_timesteps % self._round // n_envs
+        if step == 0:
+            first = self.episodes_done
+            self._middles = (
+                np.tile(self.generator.uniform(0.0, 1.0, size=shape), self.steps)
                 if self._centre is None
-                else np.full(shape, self._centre)
-            )
-        return truncated_normal(self._warmup_centre, self.options.warmup_spread, self.generator)
+                else np.array([self._centre(first + n) for n in range(n_envs)])
+            )  # (environments, steps)
+        middle = self._middles[:, step : step + 1]
+        return truncated_normal(middle, self.options.warmup_spread, self.generator)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         with self._own_random_numbers():
@@ -228,29 +290,37 @@ class OffPolicyAgent(OffPolicyAlgorithm):
 
     def _imitate(self, gradient_steps: int, batch_size: int) -> None:
         """Move the actor towards what was done in the best episodes, an update a transition."""
-        policy: Any = self.policy
         for _ in range(gradient_steps):
-            best = self.replay_buffer.sample_best(self.options.imitate * self.steps, batch_size)
-            wanted = policy._predict(best.observations, deterministic=True)
-            loss = torch.nn.functional.mse_loss(wanted, best.actions)
-            policy.actor.optimizer.zero_grad()
-            loss.backward()
-            policy.actor.optimizer.step()
+            self._move_actor(*self.replay_buffer.sample_best(batch_size))
+
+    def _move_actor(self, observations: torch.Tensor, actions: torch.Tensor) -> None:
+        """One update towards the actions (n, 1), in [-1, 1]."""
+        policy: Any = self.policy
+        wanted = policy._predict(observations, deterministic=True)
+        loss = torch.nn.functional.mse_loss(wanted, actions)
+        policy.actor.optimizer.zero_grad()
+        loss.backward()
+        policy.actor.optimizer.step()
+
+    def _copy_to_target(self) -> None:
+        policy: Any = self.policy
+        if hasattr(policy, "actor_target"):
+            polyak_update(policy.actor.parameters(), policy.actor_target.parameters(), 1.0)
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         """Leave each optimiser its own rate."""
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        with own_randomness(int(self.seed or 0)):  # Stable-Baselines3 sets the global states
+            super()._setup_model()
         policy: Any = self.policy
         for group in policy.critic.optimizer.param_groups:
             group["lr"] = self.options.critic_lr
-        if self._centre is not None:
+        if self.options.start != "none":
             with torch.no_grad():
                 self.mean_layer.weight.mul_(0.1)
-                self.mean_layer.bias.fill_(float(np.arctanh(2 * self._centre - 1)))
-            if hasattr(policy, "actor_target"):
-                polyak_update(policy.actor.parameters(), policy.actor_target.parameters(), 1.0)
+                self.mean_layer.bias.fill_(float(np.arctanh(2 * self._first_ratio - 1)))
+            self._copy_to_target()
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
@@ -277,7 +347,13 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             "replay": self.replay_buffer.state(),
             "torch": self._torch_state,
             "generators": json.dumps([generator.bit_generator.state for generator in generators]),
-            "counters": [self.num_timesteps, self._n_updates, self._episode_num],
+            "counters": [
+                self.episodes_done * self.steps,
+                self.num_timesteps,
+                self._n_updates,
+                self._episode_num,
+            ],
+            "opening": None if self.opening is None else self.opening.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -294,7 +370,9 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             strict=True,
         ):
             generator.bit_generator.state = saved
-        self.num_timesteps, self._n_updates, self._episode_num = state["counters"]
+        _, self.num_timesteps, self._n_updates, self._episode_num = state["counters"]
+        if self.opening is not None:
+            self.opening.load_state(state["opening"])
 
 
 class _AfterEpisode(BaseCallback):
@@ -338,3 +416,12 @@ def _uniform_ratio(env: gymnasium.Env[Any, Any]) -> float:
     space, bounds = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds")
     uniform = bounds.of_episode(0).uniform()
     return float(np.clip(np.mean(space.ratios(uniform)), 0.01, 0.99))
+
+
+def _extractor(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
+    """What turns an observation into features, as a policy's arguments."""
+    found = getattr(env.unwrapped, "extractor", None)
+    if found is None:
+        return {}
+    extractor, arguments = found
+    return {"features_extractor_class": extractor, "features_extractor_kwargs": dict(arguments)}

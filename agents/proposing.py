@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import gymnasium
@@ -42,12 +42,21 @@ class BatchOptions(EpisodeOptions):
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Exactly:
+    """Keep ratios (steps,) that are measured as they are, whether or not the budget allows them."""
+
+    ratios: Ratios
+    phase: str = "measure"  # what the journal calls it
+
+
 @dataclass(frozen=True)
 class Walk:
     """One episode that is over."""
 
     ratios: Ratios  # executed keep ratios (steps,), which bounding may have lowered
     reward: float
+    feasible: bool = True  # within the budget
 
 
 class ProposingAgent(ABC):
@@ -55,7 +64,8 @@ class ProposingAgent(ABC):
     proposals of a batch side by side where it can.
 
     A new one defines `propose` and, where it keeps anything, `begin`. It may use ``walks``,
-    ``generator`` and what it derived from them in earlier calls, nothing else.
+    ``generator`` and what it derived from them in earlier calls, nothing else. Where it sets
+    ``opening``, that agent walks first.
     """
 
     Options: ClassVar[type[Options]] = EpisodeOptions
@@ -78,8 +88,10 @@ class ProposingAgent(ABC):
         self.seed = seed
         self.generator = np.random.default_rng([seed, 1])
         self.walks: list[Walk] = []
-        self._batch: list[Ratios] = []
-        self._waiting: list[Ratios] = []  # of the batch
+        self.opening: ProposingAgent | None = None
+        self._batch: list[Exactly | Ratios] = []
+        self._waiting: list[Exactly | Ratios] = []  # of the batch
+        self._phases: list[str] = []  # of the episodes so far
         self._first = 0  # episode of the batch
         self.begin()
 
@@ -87,7 +99,7 @@ class ProposingAgent(ABC):
         """Make what the agent derives from the space; called once, before anything is proposed."""
 
     @abstractmethod
-    def propose(self) -> Sequence[Ratios]:
+    def propose(self) -> Sequence[Ratios | Exactly]:
         """The next proposals, (steps,) each; called when all before them have been walked. No more
         of them: the search is over.
         """
@@ -104,32 +116,55 @@ class ProposingAgent(ABC):
 
     def phase_of(self, episode: int) -> str:
         """What the journal calls an episode; they count from 0."""
-        return "explore"
+        return self._phases[episode]
 
     def run(self, on_episode: Callable[[], None] | None = None) -> None:
         """Walk the episodes that are left. ``on_episode`` is called after each."""
         announced = None
         while (wanted := self._next()) is not None:
             if announced != self._first:
-                self.env.get_wrapper_attr("announce")(self._batch, self._first)
+                self._announce()
                 announced = self._first
             self.walks.append(self._walk(wanted))
             if on_episode is not None:
                 on_episode()
 
-    def _next(self) -> Ratios | None:
+    def _announce(self) -> None:
+        numbered = list(enumerate(self._batch, self._first))
+        exact = {number for number, one in numbered if isinstance(one, Exactly)}
+        ratios = [one.ratios if isinstance(one, Exactly) else one for one in self._batch]
+        self.env.get_wrapper_attr("announce")(ratios, self._first, exact)
+
+    def _next(self) -> Ratios | Exactly | None:
         if self.episodes_done >= self.episodes:
             return None
         if not self._waiting:
             self._first = self.episodes_done
-            proposed = self.propose()
-            if not isinstance(proposed, Iterable):
-                raise self._strange(proposed)
-            self._batch = [self._checked(one) for one in proposed][: self.episodes - self._first]
+            self._batch = self._proposed()[: self.episodes - self._first]
             self._waiting = list(self._batch)
-        return self._waiting.pop(0) if self._waiting else None
+        if not self._waiting:
+            return None
+        first = self._waiting.pop(0)
+        self._phases.append(first.phase if isinstance(first, Exactly) else "explore")
+        return first
 
-    def _checked(self, proposal: object) -> Ratios:
+    def _proposed(self) -> list[Ratios | Exactly]:
+        """The next batch: of the opening, while it has any."""
+        if self.opening is not None:
+            self.opening.walks = self.walks
+            if opening := self.opening._proposed():
+                return opening
+        proposed = self.propose()
+        if not isinstance(proposed, Iterable):
+            raise self._strange(proposed)
+        return [self._checked(one) for one in proposed]
+
+    def _checked(self, proposal: object) -> Ratios | Exactly:
+        if isinstance(proposal, Exactly):
+            return replace(proposal, ratios=self._array(proposal.ratios))
+        return self._array(proposal)
+
+    def _array(self, proposal: object) -> Ratios:
         try:
             ratios = np.asarray(proposal, dtype=np.float64)
         except (TypeError, ValueError):
@@ -144,11 +179,13 @@ class ProposingAgent(ABC):
             f"{self.steps} keep ratios each is expected"
         )
 
-    def _walk(self, wanted: Ratios) -> Walk:
-        self.env.reset(options={"episode": self.episodes_done})
-        for ratio in wanted:
+    def _walk(self, wanted: Ratios | Exactly) -> Walk:
+        exact = isinstance(wanted, Exactly)
+        self.env.reset(options={"episode": self.episodes_done, "exact": exact})
+        for ratio in wanted.ratios if isinstance(wanted, Exactly) else wanted:
             _, reward, _, _, info = self.env.step(np.array([ratio], np.float32))
-        return Walk(np.array(info["executed_ratios"]), float(reward))
+        executed = np.array(info["executed_ratios"])
+        return Walk(executed, float(reward), info.get("feasible", True))
 
     def scaled(self, ratios: Ratios) -> Ratios:
         """Keep ratios (steps,) times a common factor, as large as the budget allows: legal ones."""
@@ -157,8 +194,11 @@ class ProposingAgent(ABC):
         return np.array(self.space.ratios(strategy))
 
     def best(self, count: int = 1) -> list[Walk]:
-        """The walks with the highest rewards, the best first, the earlier of equals."""
-        return sorted(self.walks, key=lambda walk: -walk.reward)[:count]
+        """The walks within the budget with the highest rewards, the best first, the earlier of
+        equals.
+        """
+        within = [walk for walk in self.walks if walk.feasible]
+        return sorted(within, key=lambda walk: -walk.reward)[:count]
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on."""
@@ -166,13 +206,15 @@ class ProposingAgent(ABC):
             "counters": [self.episodes_done * self.steps],
             "ratios": torch.tensor(np.array([walk.ratios for walk in self.walks])),
             "rewards": torch.tensor([walk.reward for walk in self.walks], dtype=torch.float64),
+            "feasible": torch.tensor([walk.feasible for walk in self.walks]),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`, in a new agent: proposes again what was walked already."""
-        for ratios, reward in zip(state["ratios"], state["rewards"].tolist(), strict=True):
+        columns = (state["ratios"].numpy(), state["rewards"].tolist(), state["feasible"].tolist())
+        for row in zip(*columns, strict=True):
             self._next()
-            self.walks.append(Walk(ratios.numpy(), reward))
+            self.walks.append(Walk(*row))
 
 
 class OneShotAgent(ProposingAgent):

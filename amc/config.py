@@ -137,6 +137,8 @@ def _parsed(values: Any, overrides: Sequence[str] = (), stored: bool = False) ->
         )
     _check_budget(config, stored)
     fill = _fills(config.reward, stored)
+    if not stored:
+        lookup("observation", config.observation)
     if config.budget.fill is None:
         budget = config.budget.model_copy(update={"fill": fill})
         config = config.model_copy(update={"budget": budget})

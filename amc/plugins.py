@@ -33,6 +33,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "space": ("Options", "find_decisions", "resize", "apply", "describe", "rebuild"),
     "agent": ("Options", "run", "state", "load_state", "episodes", "episodes_done", "phase_of"),
     "runtime": ("prepare",),
+    "observation": ("__call__",),
 }
 """Kind -> what a class of that kind has."""
 ARGUMENTS = {"reward": 4, "criterion": 3, "model": 0}

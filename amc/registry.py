@@ -12,7 +12,7 @@ from typing import Any, Literal
 from amc.errors import unknown
 from amc.plugins import imported
 
-Kind = Literal["space", "criterion", "reward", "agent", "runtime"]
+Kind = Literal["space", "criterion", "reward", "agent", "observation", "runtime"]
 
 KNOWN: dict[Kind, dict[str, str]] = {
     "space": {
@@ -43,6 +43,7 @@ KNOWN: dict[Kind, dict[str, str]] = {
         "td3": "amc.agents.td3:TD3Agent",
         "sac": "amc.agents.sac:SACAgent",
         "random": "amc.agents.random:RandomAgent",
+        "sensitivity": "amc.agents.sensitivity:SensitivityAgent",
         "uniform": "amc.agents.handcrafted:UniformAgent",
         "shallow": "amc.agents.handcrafted:ShallowAgent",
         "deep": "amc.agents.handcrafted:DeepAgent",
@@ -51,6 +52,9 @@ KNOWN: dict[Kind, dict[str, str]] = {
         "ddpnas": "amc.agents.ddpnas:DDPNASAgent",
         "tpe": "amc.agents.tpe:TPEAgent",
         "vbmf": "amc.agents.vbmf:VBMFAgent",
+    },
+    "observation": {
+        "amc": "amc.envs.observation:Amc",
     },
     "runtime": {
         "onnxruntime": "amc.device.runtimes:OnnxRuntime",

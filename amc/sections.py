@@ -116,6 +116,11 @@ class Config(Options):
     agent: dict[str, Any] = Field(
         default_factory=lambda: {"name": "td3"}, description="the search algorithm and its options"
     )
+    observation: str = Field(
+        "amc",
+        description="what the agent sees before each decision: amc, the paper's features; graph, "
+        "the whole network; or module:Class",
+    )
     train: TrainConfig | None = Field(
         None, description="train the base network first, on all but the held-out images"
     )

@@ -54,6 +54,7 @@ def _agent(problem: Problem, recorder: Recorder) -> Agent:
         budget=replace(problem.budget, fill=problem.budget.fill and not exact),
         evaluate=recorder.evaluate,
         announce=recorder.announce,
+        observation=lookup("observation", problem.config.observation),
     )
     recorder.evaluate(env.get_wrapper_attr("bounds").uniform(), problem.budget)
     agent: Agent = agent_class(

@@ -1,16 +1,17 @@
-"""The state that the agent sees before each decision: AMC's 11 features, each in [0, 1] (AMC,
-section 3.1).
+"""What the agent sees before each decision: `Amc`, the features of AMC (section 3.1). What else can
+be seen is a class of the same shape (`Observation`), named in the config.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.network.layers import LayerTable
-from amc.spaces.base import Decision
+from amc.spaces.base import CompressionSpace
 
 FloatArray = NDArray[np.float32]
 
@@ -24,59 +25,72 @@ STATIC_FEATURES = (
     "kernel",
     "macs",
 )
-DYNAMIC_FEATURES = ("reduced", "rest", "previous_ratio")
+DYNAMIC_FEATURES = ("reduced", "rest", "previous_ratio", "budget")
 FEATURES = STATIC_FEATURES + DYNAMIC_FEATURES
-"""t, n, c, h, w, stride, k, MACs of the decision's layers; MACs removed so far, MACs still to come,
-the previous action.
+"""t, n, c, h, w, stride, k, MACs of the decision's layers; the cost that is removed so far, the
+cost that can still be removed, the previous action; and the budget.
 """
-BUDGET = "budget"
-"""The budget of the episode, where each has its own."""
 
 
-class Observer:
-    """Computes observations. Static features are scaled to [0, 1] over the decisions (a constant
-    one is 0), MACs by the network's. Where decisions are of several kinds, the kind comes first;
-    where budgets differ, the budget comes last.
+@dataclass(frozen=True)
+class Position:
+    """Where an episode stands. Parts are of the original's cost in the budget's metric."""
+
+    ratios: tuple[float, ...]  # the keep ratios of the decisions so far, in order
+    reduced: float  # the part that they have removed
+    rest: float  # the part that the decisions to come would remove, all at their floor
+    budget: float  # the episode's limit, as such a part
+
+
+@runtime_checkable
+class Observation(Protocol):
+    """``Class(space)``: a vector for every position, of features in [0, 1].
+
+    An agent with a network may ask for ``extractor``, a features extractor of Stable-Baselines3 and
+    the arguments after its observation space; None: the vector is enough.
     """
 
-    def __init__(
-        self, decisions: Sequence[Decision], table: LayerTable, budgets_differ: bool = False
-    ) -> None:
+    features: tuple[str, ...]  # their names
+
+    def __call__(self, position: Position) -> FloatArray:
+        """The observation (features,) before the next decision; after the last one, of that one
+        again.
+        """
+
+    @property
+    def extractor(self) -> tuple[type, Mapping[str, Any]] | None:
+        """What turns an observation into features."""
+
+
+class Amc:
+    """AMC's features. Static ones are scaled to [0, 1] over the decisions (a constant one is 0).
+    Where decisions are of several kinds, the kind comes first.
+    """
+
+    def __init__(self, space: CompressionSpace) -> None:
+        decisions, layers = space.decisions, space.network.table.by_name
         kinds = sorted({decision.kind for decision in decisions})
         self.features = ("kind", *FEATURES) if len(kinds) > 1 else FEATURES
-        self._budgets_differ = budgets_differ
-        if budgets_differ:
-            self.features = (*self.features, BUDGET)
-        layers = table.by_name
-        self._macs = np.array(
-            [sum(layers[name].macs for name in d.layers) for d in decisions], dtype=np.float64
-        )
         rows = []
         for index, decision in enumerate(decisions):
             first = layers[decision.layers[0]]
-            size = (*first.input_size, first.stride[0], first.kernel[0])
-            row = (index, first.out_channels, first.in_channels, *size, self._macs[index])
+            macs = sum(layers[name].macs for name in decision.layers)
+            size = (*first.input_size, first.stride[0], first.kernel[0], macs)
+            row = (index, first.out_channels, first.in_channels, *size)
             rows.append((kinds.index(decision.kind), *row) if len(kinds) > 1 else row)
         raw = np.array(rows, dtype=np.float64)
         low, span = raw.min(axis=0), np.ptp(raw, axis=0)
-        self._static = np.where(span > 0, (raw - low) / np.where(span > 0, span, 1), 0.0)
-        self._total = table.macs
+        self.static = np.where(span > 0, (raw - low) / np.where(span > 0, span, 1), 0.0)
+        """(decisions, features that do not change)"""
 
-    def __call__(
-        self, index: int, macs_now: int, previous_ratio: float, budget: float = 1.0
-    ) -> FloatArray:
-        """The observation (features,) before decision ``index``; after the last one, the features
-        of the last decision are repeated.
+    @property
+    def extractor(self) -> tuple[type, Mapping[str, Any]] | None:
+        """The features are few enough for the agent's own layers."""
+        return None
 
-        Args:
-            index: which decision comes next.
-            macs_now: MACs with the decisions so far, the rest untouched.
-            previous_ratio: the last executed keep ratio (1 before the first).
-            budget: the episode's, as a part of the original's cost.
-        """
-        row = self._static[min(index, len(self._static) - 1)]
-        reduced = 1 - macs_now / self._total
-        rest = min(1.0, self._macs[index + 1 :].sum() / self._total)
-        last = (budget,) if self._budgets_differ else ()
-        features = np.array([*row, reduced, rest, previous_ratio, *last], dtype=np.float32)
+    def __call__(self, position: Position) -> FloatArray:
+        row = self.static[min(len(position.ratios), len(self.static) - 1)]
+        previous = position.ratios[-1] if position.ratios else 1.0
+        moving = (position.reduced, position.rest, previous, position.budget)
+        features = np.array([*row, *moving], dtype=np.float32)
         return np.asarray(np.clip(features, 0, 1), dtype=np.float32)

@@ -63,6 +63,7 @@ def list_names() -> None:
         ("criteria", [*KNOWN["criterion"], "module:function"]),
         ("agents", [*KNOWN["agent"], "module:Class"]),
         ("rewards", [*sorted(KNOWN["reward"]), "module:function"]),
+        ("observations", [*KNOWN["observation"], "module:Class"]),
         ("devices", [*devices(), "a file that `amc profile` wrote"]),
         ("runtimes", [*KNOWN["runtime"], "module:Class"]),
     ]

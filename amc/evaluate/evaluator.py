@@ -136,7 +136,7 @@ class Evaluator:
         key = _key(full)
         known = self._outcomes.get(key)
         if known is None:
-            candidate = Candidate(full, budget, self._rival(budget))
+            candidate = self._candidate(full, budget)
             measured = self.measure(candidate)
             self._keep(measured, candidate)
             return measured.outcome
@@ -160,8 +160,7 @@ class Evaluator:
         for strategy, budget in batch:
             full = self.space.complete(strategy)
             if _key(full) not in self._outcomes:
-                candidate = Candidate(full, budget, self._rival(budget))
-                candidates.setdefault(_key(full), candidate)
+                candidates.setdefault(_key(full), self._candidate(full, budget))
         if not candidates:
             return
         start = time.perf_counter()
@@ -220,7 +219,8 @@ class Evaluator:
             model = prepared(smaller, self.space.network, self._bf16)
         values = self._race(candidate, model, cost)
         reward = self._reward(cost, candidate.budget)(mean_score(values))
-        best = len(values) == len(self.images.labels) and reward > self._best
+        whole = len(values) == len(self.images.labels)
+        best = whole and candidate.budget.allows(cost) and reward > self._best
         if best or self._unconfirmed:  # the winner is one of these
             self._unconfirmed = max(0, self._unconfirmed - 1)
             self._best = reward if best else self._best
@@ -263,10 +263,13 @@ class Evaluator:
     def _reward(self, cost: Cost, budget: Budget) -> Callable[[Score], float]:
         return lambda score: finite(self.reward(score, cost, self.original, budget))
 
+    def _candidate(self, strategy: dict[str, int], budget: Budget) -> Candidate:
+        """One that is over its budget is measured for its own sake: it races against nothing."""
+        within = self.racing is not None and budget.allows(self.space.cost(strategy))
+        return Candidate(strategy, budget, self._rival(budget) if within else None)
+
     def _rival(self, budget: Budget) -> Rival | None:
         """The best one within a budget, the earliest of equals."""
-        if self.racing is None:
-            return None
         best: Outcome | None = None
         for outcome in self._rivals:
             own = self._judged(outcome, budget)

@@ -81,7 +81,7 @@ def variants() -> list[Variant]:
     """
     published = load_config("amc_paper")[1].agent
     noise = {key: published[key] for key in ("sigma", "sigma_decay")}
-    warmup = {key: published[key] for key in ("warmup_episodes", "warmup_spread", "centred")}
+    warmup = {key: published[key] for key in ("warmup_episodes", "warmup_spread", "start")}
     rest = {key: published[key] for key in ("imitate", "actor_lr")}
     paper = Variant("ddpg as in the paper", "ddpg", {**noise, **warmup, **rest}, False)
     default = Variant("+ td3 instead of ddpg: the default")

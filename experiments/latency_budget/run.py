@@ -52,7 +52,7 @@ MOBILENET = "torchvision:mobilenet_v2"
 THEN = {  # the agent's options; the presets have another agent now (experiments/agents)
     "warmup_episodes": 100,
     "warmup_spread": None,
-    "centred": False,
+    "start": "none",
     "sigma": 0.5,
     "sigma_decay": 0.99,
     "actor_lr": 1e-4,

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from amc.envs import ENV_ID
-from amc.envs.observation import FEATURES, Observer
+from amc.envs.observation import FEATURES, Amc, Position
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
-from zoo import zoo_space
+from zoo import zoo_network, zoo_space
 
 from amc.cost.budget import Budget
 from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
-from amc.spaces.base import Strategy
+from amc.spaces.base import CompressionSpace, Strategy
+from amc.spaces.channel import ChannelSpace
+from amc.spaces.lowrank import LowRankSpace
+from amc.spaces.mixed import MixedSpace
 
 
-def make(name: str = "resnet20", ratio: float = 0.5, fill: bool = False) -> gymnasium.Env:
-    space = zoo_space(name)
+def make(
+    name: str = "resnet20", ratio: float = 0.5, fill: bool = False, metric: str = "macs"
+) -> gymnasium.Env:
+    return around(zoo_space(name), ratio, fill, metric)
+
+
+def around(
+    space: CompressionSpace, ratio: float = 0.5, fill: bool = False, metric: str = "macs"
+) -> gymnasium.Env:
 
     def measure(strategy: Strategy, budget: Budget) -> Outcome:
         cost = space.cost(strategy)
         return Outcome(dict(strategy), (), Score(0.5, 1.0, 0.0), cost, -0.5, True, 0.0)
 
-    budget = Budget.of("macs", space.cost({}), ratio=ratio, fill=fill)
+    budget = Budget.of(metric, space.cost({}), ratio=ratio, fill=fill)  # type: ignore[arg-type]
     return gymnasium.make(ENV_ID, space=space, budget=budget, evaluate=measure)
 
 
@@ -64,7 +76,7 @@ def test_an_episode() -> None:
     observation, _ = env.reset(seed=0)
     decisions = zoo_space("resnet20").decisions
     for index, decision in enumerate(decisions):
-        assert observation.shape == (11,) and observation.min() >= 0 and observation.max() <= 1
+        assert observation.shape == (12,) and observation.min() >= 0 and observation.max() <= 1
         assert observation[FEATURES.index("index")] == pytest.approx(index / (len(decisions) - 1))
         observation, reward, terminated, truncated, info = env.step(np.array([0.6], np.float32))
         assert info["executed_ratio"] in decision.ratios
@@ -89,20 +101,91 @@ def test_the_executed_choice_is_never_above_the_action() -> None:
         assert info["executed_ratio"] == min(decision.ratios, key=lambda ratio: abs(ratio - 0.5))
 
 
-def test_reduced_and_rest_are_macs() -> None:
-    space = zoo_space("plain20")
-    observer = Observer(space.decisions, space.network.table)
-    first, last = (
-        observer(0, space.network.table.macs, 1.0),
-        observer(len(space.decisions) - 1, 0, 0.3),
-    )
-    reduced, rest = FEATURES.index("reduced"), FEATURES.index("rest")
-    own = space.network.table["conv1"].macs / space.network.table.macs
-    assert first[reduced] == 0 and 0.9 < first[rest] < 1 - own
-    assert last[reduced] == 1 and last[rest] == 0
+def space_of(kind: type[CompressionSpace], **options: Any) -> CompressionSpace:
+    calibration = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return kind(zoo_network("plain20"), {"repair": "none", **options}, calibration)
+
+
+SPACES = {
+    "channels": lambda: space_of(ChannelSpace),
+    "coupled": lambda: space_of(ChannelSpace, coupled=True),
+    "ranks": lambda: space_of(LowRankSpace),
+    "separate ranks": lambda: space_of(LowRankSpace, tucker_ranks="separate"),
+    "mixed": lambda: space_of(MixedSpace),
+}
+
+
+@pytest.mark.parametrize("metric", ["macs", "params", "memory_bytes"])
+@pytest.mark.parametrize("name", SPACES)
+def test_reduced_and_rest_are_of_the_budgeted_metric_and_add_up(name: str, metric: str) -> None:
+    """Law 12: together they are what is removed where all later decisions take their floor."""
+    space = SPACES[name]()
+    env = around(space, 1.0, metric=metric)
+    whole, floor = space.cost({})[metric], env.get_wrapper_attr("bounds").floor
+    features = env.get_wrapper_attr("observation").features
+    reduced, rest = features.index("reduced"), features.index("rest")
+    rng = np.random.default_rng(0)
+    seen, _ = env.reset()
+    so_far: dict[str, int] = {}
+    for decision in space.decisions:
+        assert seen[reduced] == pytest.approx(1 - space.cost(so_far)[metric] / whole, abs=1e-6)
+        least = space.cost({**floor, **so_far})[metric]
+        assert seen[reduced] + seen[rest] == pytest.approx(1 - least / whole, abs=1e-6)
+        seen, *_, info = env.step(np.array([rng.random()], np.float32))
+        so_far[decision.name] = space.decode(decision, info["executed_ratio"])
+    cost = info["outcome"].cost[metric]
+    assert seen[reduced] == pytest.approx(1 - cost / whole, abs=1e-6) and seen[rest] == 0
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("name", ["resnet20", "plain20"])
+def test_the_observations_of_an_episode_are_those_of_what_was_executed(
+    name: str, fill: bool
+) -> None:
+    """Law 12: whoever walks the executed ratios, exactly, sees what the episode says was seen."""
+    env, rng = make(name, fill=fill), np.random.default_rng(1)
+    features = env.get_wrapper_attr("observation").features
+    for _ in range(3):
+        env.reset()
+        for _ in zoo_space(name).decisions:
+            *_, info = env.step(rng.random(1).astype(np.float32))
+        seen = [env.reset(options={"exact": True})[0]]
+        for ratio in info["executed_ratios"]:
+            observation, *_, then = env.step(np.array([ratio], np.float32))
+            seen.append(observation)
+        assert then["executed_ratios"] == info["executed_ratios"]
+        np.testing.assert_array_equal(np.stack(seen), info["observations"])
+        previous = info["observations"][1:, features.index("previous_ratio")]
+        np.testing.assert_allclose(previous, info["executed_ratios"], rtol=1e-6)
+
+
+def test_an_exact_episode_measures_what_it_is_told() -> None:
+    """Whatever the budget says; it is called infeasible."""
+    env, space = make(ratio=0.3, fill=True), zoo_space("resnet20")
+    env.reset(options={"exact": True})
+    for _ in space.decisions:
+        *_, info = env.step(np.array([1.0], np.float32))
+    assert info["outcome"].strategy == space.complete({}) and not info["feasible"]
+    env.reset()
+    for _ in space.decisions:
+        *_, info = env.step(np.array([1.0], np.float32))
+    assert info["feasible"], "the next one is bounded again"
+
+
+def test_a_rehearsal_is_the_episode_without_measuring() -> None:
+    env = make(fill=True)
+    rng = np.random.default_rng(2)
+    wanted = rng.random(len(zoo_space("resnet20").decisions)).tolist()
+    left = iter(wanted)
+    ratios, seen = env.get_wrapper_attr("rehearse")(lambda _: next(left))
+    env.reset(options={"episode": 0})
+    for ratio in wanted:
+        *_, info = env.step(np.array([ratio], np.float32))
+    assert info["executed_ratios"] == ratios
+    np.testing.assert_array_equal(info["observations"], seen)
 
 
 def test_a_constant_feature_is_zero() -> None:
     space = zoo_space("plain20")
-    observation = Observer(space.decisions, space.network.table)(3, 0, 1.0)
+    observation = Amc(space)(Position((1.0, 0.5, 0.2), 0.3, 0.4, 0.5))
     assert observation[FEATURES.index("kernel")] == 0

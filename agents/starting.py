@@ -1,0 +1,69 @@
+"""What an agent starts from: the uniform strategy, what `sensitivity` finds first, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from amc.agents.proposing import Exactly, Ratios
+from amc.agents.sensitivity import SensitivityAgent, SensitivityOptions
+
+Start = Literal["none", "uniform", "sensitivity"]
+Centre = Callable[[int], Ratios]
+"""From the number of an episode, of which its budget follows, to keep ratios (steps,)."""
+
+MEASURED = 3  # keep ratios at which each decision is measured alone
+
+
+class Opening(SensitivityAgent):
+    """Measures single decisions, and the strategy that follows from them; no more."""
+
+    @property
+    def episodes(self) -> int:
+        return self.measurements + 1
+
+    @property
+    def over(self) -> bool:
+        """Whether all is measured."""
+        return self.episodes_done >= self.episodes
+
+    @property
+    def ranging(self) -> bool:
+        """Whether episodes have budgets of their own."""
+        return self.bounds.budget.least is not None
+
+    def _search(self) -> Iterator[list[Exactly]]:
+        yield from self._each_alone()
+        yield [Exactly(self.solution(self.bounds.of_episode(len(self.walks))), "solve")]
+
+
+def opening(
+    env: gymnasium.Env[Any, Any], steps: int, start: Start, episodes: int, seed: int
+) -> Opening | None:
+    """What an agent of so many episodes walks first.
+
+    Raises:
+        UserError: the episodes are too few for it.
+    """
+    if start != "sensitivity":
+        return None
+    return Opening(env, steps, SensitivityOptions(episodes=episodes, choices=MEASURED), seed)
+
+
+def centre(
+    env: gymnasium.Env[Any, Any], start: Start, measured: Opening | None = None
+) -> Centre | None:
+    """The strategy that an agent starts from, within the budget of each episode."""
+    if start == "none":
+        return None
+    space, bounds = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds")
+
+    def ratios(episode: int) -> Ratios:
+        within = bounds.of_episode(episode)
+        if measured is not None:
+            return measured.solution(within)
+        return np.array(space.ratios(within.uniform()))
+
+    return ratios
