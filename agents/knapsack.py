@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from amc.spaces.bounding import Bounds
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-UNITS = 4000  # of a budget: costs are rounded up to them
+UNITS = 2000  # of a budget: costs are rounded up to them
 ROUNDS = 5  # of costs taken anew around what was found, where they do not add up
 
 
@@ -29,8 +30,10 @@ class Losses:
     def of(self, taken: Sequence[int]) -> float:
         """The loss of a strategy, as indices of choices."""
         alone = sum(float(own[i]) for own, i in zip(self.alone, taken, strict=True))
-        pairs = zip(self.together, taken, taken[1:], strict=True) if self.together else ()
-        return alone + sum(float(pair[i, j]) for pair, i, j in pairs)
+        if not self.together:
+            return alone
+        pairs = zip(self.together, pairwise(taken), strict=True)
+        return alone + sum(float(pair[ends]) for pair, ends in pairs)
 
 
 def cheapest(losses: Losses, weights: Sequence[IntArray], capacity: int) -> list[int] | None:
@@ -72,8 +75,10 @@ def _onward(before: Array, losses: Losses, step: int, weights: IntArray) -> tupl
         arriving = before[:, : capacity + 1 - weight]
         if losses.together:
             arriving = arriving + losses.together[step - 1][:, choice, None]
-        source[choice, weight:] = np.argmin(arriving, axis=0)
-        best[choice, weight:] = np.min(arriving, axis=0) + losses.alone[step][choice]
+        from_ = np.argmin(arriving, axis=0)
+        source[choice, weight:] = from_
+        least = np.take_along_axis(arriving, from_[None], axis=0)[0]
+        best[choice, weight:] = least + losses.alone[step][choice]
     return best, source
 
 
@@ -132,7 +137,7 @@ def _fitted(bounds: Bounds, losses: Losses, strategy: dict[str, int]) -> dict[st
             trial = {**strategy, name: larger[0]} if larger else strategy
             cost = space.cost(trial)
             gain = now - _loss(bounds, losses, trial)
-            if larger and budget.allows(cost) and gain > 0:
+            if larger and budget.allows(cost) and gain >= 0:
                 steps.append((gain / max(cost[budget.metric] - here, 1e-12), trial))
         if not steps:
             return strategy

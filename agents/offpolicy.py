@@ -15,18 +15,23 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import gymnasium
 import numpy as np
 import torch
-from amc.agents.proposing import EpisodeOptions
+from amc.agents.offpolicy_options import OffPolicyOptions
 from amc.agents.replay import EpisodeReplayBuffer
-from amc.agents.starting import MEASURED, Opening, Start, centre, opening
+from amc.agents.starting import (
+    MEASURED,
+    Opening,
+    centre,
+    opening,
+    truncated_normal,
+    uniform_ratio,
+)
 from amc.agents.walkers import Walkers
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
-from scipy.stats import truncnorm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -37,87 +42,7 @@ from amc.randomness import own_randomness
 Array = NDArray[np.float64]
 
 LESSONS = 16  # budgets of a range for which the actor learns what it starts from
-LESSON_STEPS = 300  # updates
-
-
-class OffPolicyOptions(EpisodeOptions):
-    """The options of every agent that learns from a replay buffer; the preset `amc_paper` has the
-    paper's.
-    """
-
-    episodes: int = Field(
-        400, ge=1, le=1_000_000, description="episodes of the search, warm-up included"
-    )
-    warmup_episodes: int = Field(
-        40,
-        ge=0,
-        le=1_000_000,
-        description="episodes with random keep ratios, before any update",
-    )
-    warmup_spread: float | None = Field(
-        0.15,
-        gt=0,
-        le=10,
-        description="none: every keep ratio of the warm-up is uniform; a number: normal with this "
-        "standard deviation around the strategy that the agent starts from, without one around a "
-        "ratio that is drawn for the episode",
-    )
-    start: Start = Field(
-        "uniform",
-        description="the strategy that is the actor's first output, and with warmup_spread the "
-        "middle of the warm-up: uniform within the budget; sensitivity: what that agent finds "
-        "from single decisions, which are measured first and count as episodes; none: no strategy",
-    )
-    sensitivities: bool = Field(
-        False,
-        description="with start sensitivity: what each decision alone has lost is part of what the "
-        "agent sees",
-    )
-    actor_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the actor (Adam)")
-    critic_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the critic (Adam)")
-    batch_size: int = Field(64, ge=1, le=100_000, description="transitions an update")
-    tau: float = Field(0.01, gt=0, le=1, description="soft update of the target networks")
-    gamma: float = Field(1.0, gt=0, le=1, description="discount")
-    replay: int = Field(2000, ge=1, le=1_000_000, description="transitions in the replay buffer")
-    envs: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        description="episodes that are walked in step, and measured side by side; the updates of "
-        "all of them come after the last step",
-    )
-    hidden: int = Field(
-        300,
-        ge=1,
-        le=4096,
-        description="units in each of the two hidden layers of actor and critic",
-    )
-    baseline_decay: float = Field(
-        0.95, ge=0, lt=1, description="of the moving average of rewards that is subtracted"
-    )
-    imitate: int = Field(
-        10,
-        ge=0,
-        le=10_000,
-        description="after each episode the actor also learns the actions of so many best episodes "
-        "so far; 0: of none",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "centred" in values:
-            values = {"start": "uniform" if values["centred"] else "none", **values}
-            del values["centred"]
-        return values
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if self.episodes % self.envs and self.start != "sensitivity":
-            raise ValueError(f"{self.episodes} episodes are no multiple of {self.envs} envs")
-        if self.sensitivities and self.start != "sensitivity":
-            raise ValueError(f"agent.sensitivities needs agent.start sensitivity, not {self.start}")
-        return self
+LESSON_STEPS = 1000  # updates
 
 
 class OffPolicyAgent(OffPolicyAlgorithm):
@@ -147,7 +72,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         start = self.options.start
         self.opening = opening(env, steps, start, self.options.episodes, seed)
         self._centre = centre(env, start, self.opening)
-        self._first_ratio = 0.5 if start == "none" else _uniform_ratio(env)
+        self._first_ratio = 0.5 if start == "none" else uniform_ratio(env)
         self._round = steps * self.options.envs  # steps of all environments in an episode
         columns = MEASURED if self.options.sensitivities else 0
         super().__init__(
@@ -395,27 +320,6 @@ class _AfterEpisode(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-def truncated_normal(mean: Array, sigma: float, generator: np.random.Generator) -> Array:
-    """Normal around ``mean``, truncated (not clipped) to [0, 1]; ``mean`` itself where sigma has
-    all but vanished.
-    """
-    if sigma < 1e-6:
-        return np.clip(mean, 0.0, 1.0)
-    drawn = truncnorm.rvs(
-        (0 - mean) / sigma, (1 - mean) / sigma, loc=mean, scale=sigma, random_state=generator
-    )
-    return np.asarray(drawn, dtype=np.float64).reshape(mean.shape)
-
-
-def _uniform_ratio(env: gymnasium.Env[Any, Any]) -> float:
-    """The mean keep ratio of the uniform strategy at the environment's budget (of a range, the one
-    in the middle, which is the first), inside (0, 1).
-    """
-    space, bounds = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds")
-    uniform = bounds.of_episode(0).uniform()
-    return float(np.clip(np.mean(space.ratios(uniform)), 0.01, 0.99))
 
 
 def _extractor(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:

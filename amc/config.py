@@ -114,7 +114,8 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
 
 def stored_config(path: Path) -> Config:
     """The configuration of a run, which was complete when it was written. Nothing that it names is
-    imported; options of plug-ins are taken as they stand.
+    imported; options of plug-ins are taken as they stand. Options that a space or an agent of amc
+    had in the version that began the run, and has no more, are left out.
 
     Raises:
         UserError: it is damaged.
@@ -194,7 +195,12 @@ def _options(kind: str, values: Mapping[str, Any], stored: bool) -> dict[str, An
     if stored and name not in KNOWN[of] and ":" in name:
         return values
     found = lookup(of, name)
-    rest = {key: value for key, value in values.items() if key != "name"}
+    known = found.Options.model_fields
+    rest = {
+        key: value
+        for key, value in values.items()
+        if key != "name" and not (stored and name in KNOWN[of] and key not in known)
+    }
     return {"name": name, **_validated(found.Options, rest, f"{kind}.").model_dump()}
 
 

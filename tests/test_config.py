@@ -132,3 +132,18 @@ def test_another_agent_searches_as_long() -> None:
     assert other == {**own, "episodes": 120}, "its other options are its own defaults"
     once = load_config("digits_resnet8_channel_macs50", ["agent.name=uniform"])[1].agent
     assert once == {"name": "uniform"}
+
+
+def test_a_run_of_an_earlier_version_may_name_options_that_are_gone(tmp_path: Path) -> None:
+    overrides = ["agent={name: ddpnas, episodes: 7}"]
+    config = load_config(DIGITS, overrides)[1]
+    agent = {**config.agent, "epoch": 10, "prunings": 20, "rate": 0.3}
+    space = {**config.space, "of_old": [1, 2]}
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config.model_copy(update={"agent": agent, "space": space})))
+    assert stored_config(path) == config
+    with pytest.raises(UserError, match=re.escape("unknown key 'space.of_old'")):
+        load_config(str(path))  # what is begun anew has the options of today
+    path.write_text(path.read_text().replace("episodes: 7", "episodes: seven"))
+    with pytest.raises(UserError, match=re.escape("agent.episodes")):
+        stored_config(path)

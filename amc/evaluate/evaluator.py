@@ -309,8 +309,8 @@ class Evaluator:
                     continue
                 costs = cost, rival.outcome.cost
                 ours, other = (self._reward(own, candidate.budget) for own in costs)
-                theirs = rival.values[: len(values)]
-                if is_hopeless(values, theirs, ours, other, count, self.racing or 1.0):
+                assert self.racing is not None
+                if is_hopeless(values, rival.values, ours, other, self.racing):
                     break
         return values
 
