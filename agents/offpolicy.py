@@ -38,6 +38,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update
 
 from amc.errors import UserError
+from amc.randomness import own_randomness
 from amc.runs.policy import Policy
 
 Array = NDArray[np.float64]
@@ -262,7 +263,8 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         """Leave each optimiser its own rate."""
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        with own_randomness(int(self.seed or 0)):  # Stable-Baselines3 sets the global states
+            super()._setup_model()
         policy: Any = self.policy
         for group in policy.critic.optimizer.param_groups:
             group["lr"] = self.options.critic_lr

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from amc.cost.cost import METRICS
 from amc.errors import UserError, short, shown, unknown
-from amc.evaluate.rewards import COSTLESS
+from amc.evaluate.rewards import does_count_costs
 from amc.options import key_of, types_in
 from amc.overrides import apply_override
 from amc.plugins import allow
@@ -137,14 +137,20 @@ def _parsed(values: Any, overrides: Sequence[str] = (), stored: bool = False) ->
             "file that `amc profile` wrote"
         )
     _check_budget(config, stored)
+    fill = _fills(config.reward, stored)
     if not stored:
-        lookup("reward", config.reward)
         lookup("observation", config.observation)
     if config.budget.fill is None:
-        fill = config.reward in COSTLESS
         budget = config.budget.model_copy(update={"fill": fill})
         config = config.model_copy(update={"budget": budget})
     return config
+
+
+def _fills(name: str, stored: bool) -> bool:
+    """Whether the whole budget is used with a reward, where nothing else is said."""
+    if stored and name not in KNOWN["reward"]:
+        return False  # of a version that kept no answer: such rewards were bounded only
+    return not does_count_costs(lookup("reward", name))
 
 
 def _check_budget(config: Config, stored: bool) -> None:

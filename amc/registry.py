@@ -65,6 +65,11 @@ KNOWN: dict[Kind, dict[str, str]] = {
     },
 }
 
+ONE_SHOT = ("uniform", "shallow", "deep", "vbmf")
+"""The agents that search nothing: their few strategies follow from the space alone
+(`amc.agents.proposing.OneShotAgent`). Of these `HANDCRAFTED` look at no weights either."""
+HANDCRAFTED = ("uniform", "shallow", "deep")
+
 
 def lookup(kind: Kind, name: str) -> Any:
     """The object behind a name.

@@ -29,8 +29,10 @@ from amc.evaluate.evaluator import Evaluator
 from amc.files import check_same, folder_name, sha256, write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
-from amc.problem import Problem, check_trained, memorised
+from amc.problem import Problem, check_trained
 from amc.progress import Report, silent
+from amc.randomness import own_randomness
+from amc.registry import lookup
 from amc.runs import names
 from amc.runs.directory import SCHEMA, Run, claim, layers_csv
 from amc.runs.lock import writing
@@ -55,6 +57,7 @@ class SearchResult:
 
 
 @users_code()
+@own_randomness()
 def search(
     config: Config | Mapping[str, Any] | str,
     *,
@@ -116,6 +119,7 @@ def search(
 
 
 @users_code()
+@own_randomness()
 def resume(
     path: str | Path,
     *,
@@ -166,6 +170,7 @@ def resume(
 
 
 @users_code()
+@own_randomness()
 def open_problem(
     run: SearchResult | str | Path,
     model: nn.Module | None = None,
@@ -232,7 +237,7 @@ def _continue(
     evaluator.fell_back = lambda: run.update_provenance(
         prepared=trusted.note, prepared_steps=trusted.steps
     )
-    warning = memorised(problem, evaluator)
+    warning = problem.memorised(evaluator)
     run.update_provenance(
         precision=evaluator.precision,
         precision_note=evaluator.precision_note,
@@ -312,7 +317,9 @@ def _provenance(problem: Problem) -> dict[str, Any]:
             "weights": sha256(weights) if weights else None,
             "heldout_indices": hashlib.sha256(problem.splits.heldout.tobytes()).hexdigest(),
             "heldout_sample": hashlib.sha256(sample).hexdigest(),
+            "data": problem.data_sha256(),
         },
+        "one_shot": getattr(lookup("agent", config.agent["name"]), "one_shot", False) is True,
         "input_shape": list(problem.dataset.input_shape),
         "classes": problem.dataset.classes,
         "left_alone": problem.space.left_alone,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ class Deeper(nn.Module):
         super().__init__()
         widths = (1, 8, 12, 16, 10)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(10, 3)
@@ -43,8 +44,8 @@ def source(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return search(config, model=Mine(), dataset=digits, out=tmp_path_factory.mktemp("of")).run.path
 
 
-def of(source: Path, *overrides: str) -> list[str]:
-    return [f"agent={{name: td3, warmup_episodes: 2, pretrained: '{source}'}}", *overrides]
+def of(source: Path, *overrides: str, agent: str = "td3") -> list[str]:
+    return [f"agent={{name: {agent}, warmup_episodes: 2, pretrained: '{source}'}}", *overrides]
 
 
 def test_a_search_begins_with_what_another_has_learned(
@@ -110,7 +111,7 @@ def test_a_range_of_budgets_is_applied_to_each(
 def test_what_does_not_fit_is_refused(digits: Dataset, source: Path, tmp_path: Path) -> None:
     for wrong, match in (
         (of(source, "agent.hidden=20"), "hidden"),
-        (of(source, "agent.name=ddpg"), "same agent"),
+        (of(source, agent="sac"), "same agent"),
         (of(tmp_path / "nothing"), "not a run"),
     ):
         config = config_of(*wrong, "agent.episodes=8")
