@@ -53,6 +53,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
     Options: ClassVar[type[OffPolicyOptions]] = OffPolicyOptions
     options: Any
     conditioned = True
+    buffer: ClassVar[type[EpisodeReplayBuffer]] = EpisodeReplayBuffer
     steps: int
     generator: np.random.Generator
     replay_buffer: EpisodeReplayBuffer
@@ -88,7 +89,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             gamma=self.options.gamma,
             train_freq=(steps, "step"),
             gradient_steps=-1,
-            replay_buffer_class=EpisodeReplayBuffer,
+            replay_buffer_class=self.buffer,
             replay_buffer_kwargs={
                 "seed": seed,
                 "baseline_decay": self.options.baseline_decay,
