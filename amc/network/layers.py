@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -161,6 +162,9 @@ class LayerTable:
     folds: tuple[tuple[str, str], ...] = ()  # (layer, the BatchNorm that alone reads its output)
     rest: Rest = Rest()
     alone: Mapping[str, str] = field(default_factory=dict)  # layer -> why surgery leaves it alone
+    # (writer, reader): layers of kind conv or linear that read what others write, with none of
+    # these between them (`amc.network.flow`)
+    edges: tuple[tuple[str, str], ...] = ()
 
     def __iter__(self) -> Iterator[LayerSpec]:
         return iter(self.layers)
@@ -195,7 +199,21 @@ class LayerTable:
             layers.append(replace(last, step=step + len(inner), followed_by=layer.followed_by))
             shift += len(inner)
         activations = self.activations.splitting(split)
-        return replace(self, layers=tuple(layers), activations=activations)
+        edges = tuple(self._edges_between(parts))
+        return replace(self, layers=tuple(layers), activations=activations, edges=edges)
+
+    def _edges_between(self, parts: Mapping[str, Sequence[LayerSpec]]) -> Iterator[tuple[str, str]]:
+        """The edges when layers are replaced: what was read is read by the first part, what was
+        written is written by the last.
+        """
+        written: dict[str, list[str]] = {}  # reader -> writers
+        for writer, reader in self.edges:
+            last = parts[writer][-1].name if writer in parts else writer
+            written.setdefault(reader, []).append(last)
+        for layer in self.layers:
+            names = [part.name for part in parts.get(layer.name, (layer,))]
+            yield from ((writer, names[0]) for writer in written.get(layer.name, ()))
+            yield from pairwise(names)
 
     @property
     def macs(self) -> int:
