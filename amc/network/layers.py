@@ -206,14 +206,11 @@ class LayerTable:
         """The edges when layers are replaced: what was read is read by the first part, what was
         written is written by the last.
         """
-        written: dict[str, list[str]] = {}  # reader -> writers
-        for writer, reader in self.edges:
-            last = parts[writer][-1].name if writer in parts else writer
-            written.setdefault(reader, []).append(last)
-        for layer in self.layers:
-            names = [part.name for part in parts.get(layer.name, (layer,))]
-            yield from ((writer, names[0]) for writer in written.get(layer.name, ()))
-            yield from pairwise(names)
+        first = {layer: inside[0].name for layer, inside in parts.items()}
+        last = {layer: inside[-1].name for layer, inside in parts.items()}
+        yield from ((last.get(one, one), first.get(other, other)) for one, other in self.edges)
+        for inside in parts.values():
+            yield from pairwise(part.name for part in inside)
 
     @property
     def macs(self) -> int:
