@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -21,16 +20,14 @@ from gymnasium.utils.env_checker import check_env
 from scipy.sparse.csgraph import shortest_path
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torch import Tensor, nn
-from zoo import Mine, config_of, journal, zoo_space
+from zoo import zoo_space
 
 from amc.cost.budget import Budget
-from amc.data.datasets import Dataset
 from amc.evaluate.outcome import Outcome
 from amc.evaluate.rewards import Score
 from amc.network.builtin import CifarResNet
 from amc.network.trace import Network
 from amc.registry import lookup
-from amc.search import resume, search
 from amc.spaces.base import CompressionSpace, Strategy
 from amc.spaces.channel import ChannelSpace
 from amc.spaces.lowrank import LowRankSpace
@@ -43,20 +40,20 @@ def small() -> Network:
     return Network.of(CifarResNet(1, width=8).eval(), (3, 16, 16))
 
 
-def bare(kind: type[CompressionSpace], network: Network, **options: Any) -> CompressionSpace:
-    return kind(network, {"repair": "none", **options})
+def bare(kind: type[CompressionSpace], **options: Any) -> CompressionSpace:
+    return kind(small(), {"repair": "none", **options})
 
 
 SPACES: dict[str, Callable[[], CompressionSpace]] = {
     "channels": lambda: zoo_space("resnet20"),
     "a chain": lambda: zoo_space("plain20"),
     "depthwise": lambda: zoo_space("mobilenet_v1"),
-    "a small one": lambda: bare(ChannelSpace, small()),
-    "uncoupled": lambda: bare(ChannelSpace, small(), coupled=False),
-    "ranks": lambda: bare(LowRankSpace, small()),
-    "separate ranks": lambda: bare(LowRankSpace, small(), tucker_ranks="separate"),
-    "mixed": lambda: bare(MixedSpace, small(), tucker_ranks="separate"),
-    "one decision": lambda: bare(ChannelSpace, small(), keep=["conv1", "layer[23].*", "linear"]),
+    "a small one": lambda: bare(ChannelSpace),
+    "uncoupled": lambda: bare(ChannelSpace, coupled=False),
+    "ranks": lambda: bare(LowRankSpace),
+    "separate ranks": lambda: bare(LowRankSpace, tucker_ranks="separate"),
+    "mixed": lambda: bare(MixedSpace, tucker_ranks="separate"),
+    "one decision": lambda: bare(ChannelSpace, keep=["conv1", "layer[23].*", "linear"]),
 }
 
 
@@ -121,17 +118,17 @@ def test_neighbours_are_the_known_ones() -> None:
         assert (found == found.T).all() and not found.diagonal().any()
         return {(names[a], names[b]) for a, b in np.argwhere(np.triu(found))}
 
-    ranks = bare(LowRankSpace, small(), tucker_ranks="separate")
+    ranks = bare(LowRankSpace, tucker_ranks="separate")
     both = {(f"layer3.0.conv{i}:rank_in", f"layer3.0.conv{i}:rank_out") for i in (1, 2)}
     assert both <= linked(ranks)
-    groups = bare(ChannelSpace, small())
+    groups = bare(ChannelSpace)
     inner = [f"layer{stage}.0.conv1" for stage in (1, 2, 3)]
     stages = [d.name for d in groups.decisions if d.name not in inner]
     found = linked(groups)
     assert not any((a, b) in found for a in inner for b in inner), "a stage stands between them"
     assert all((stages[0], name) in found for name in inner), "padded shortcuts carry it to the end"
     assert all((a, b) in found for a in stages for b in stages if stages.index(a) < stages.index(b))
-    alone = bare(ChannelSpace, small(), coupled=False)
+    alone = bare(ChannelSpace, coupled=False)
     every = [decision.name for decision in alone.decisions]
     assert {*inner} < {*every} and linked(alone) == set(combinations(every, 2))
 
@@ -276,56 +273,6 @@ def test_law_7_better_than_random_on_a_toy(name: str) -> None:
 
     learned = [best("td3", seed, warmup_episodes=10, hidden=64) for seed in range(2)]
     assert np.mean(learned) > np.mean([best("random", seed) for seed in range(2)])
-
-
-GRAPH = [
-    "observation=graph",
-    "agent={name: td3}",
-    "agent.episodes=12",
-    "agent.warmup_episodes=3",
-    "agent.hidden=32",
-]
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        (),
-        ("agent.envs=2", "agent.warmup_episodes=4"),
-        ("space.name=mixed", "space.min_ratio=0.3", "budget.ratio=0.7"),
-        ("agent.start=sensitivity", "agent.sensitivities=true", "agent.episodes=20"),
-    ],
-    ids=["channels", "side by side", "mixed", "sensitivities"],
-)
-def test_law_3_resumed_as_straight(
-    digits: Dataset, tmp_path: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[int] = []
-    forward = GraphExtractor.forward
-
-    def counting(self: GraphExtractor, observations: Tensor) -> Tensor:
-        called.append(len(observations))
-        return forward(self, observations)
-
-    monkeypatch.setattr(GraphExtractor, "forward", counting)
-    torch.manual_seed(0)
-    model, config = Mine(), config_of(*GRAPH, *more)
-    straight = search(config, model=model, dataset=digits, out=tmp_path / "straight")
-
-    class Stop(Exception):
-        pass
-
-    def stopping(what: str, done: int, total: int) -> None:
-        if what.startswith("searching") and done == 7:
-            raise Stop
-
-    with pytest.raises(Stop):
-        search(config, model=model, dataset=digits, out=tmp_path / "stopped", report=stopping)
-    path = next((tmp_path / "stopped").glob("*/s*"))
-    torch.rand(3)  # somebody else's random numbers
-    resume(path, model=model, dataset=digits)
-    assert journal(path) == journal(straight.run.path)
-    assert called, "the agent looks through it"
 
 
 def test_a_decision_without_neighbours_stands_alone() -> None:
