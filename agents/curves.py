@@ -14,6 +14,7 @@ from scipy.interpolate import PchipInterpolator, RegularGridInterpolator
 from sklearn.isotonic import IsotonicRegression
 
 Array = NDArray[np.float64]
+CUBIC = 4  # points that a cubic takes
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Curve:
 @dataclass(frozen=True)
 class Interaction:
     """What two neighbours lose together beyond the sum of what each loses alone: measured on a
-    grid, linear between, over the logarithm of the ratios.
+    grid, with a monotone cubic between (a line on a grid of less than four), over the logarithm of
+    the ratios.
     """
 
     first: Sequence[float]  # keep ratios, ascending to 1
@@ -50,8 +52,11 @@ class Interaction:
 
     def __call__(self, first: Sequence[float], second: Sequence[float]) -> Array:
         """At all pairs of some keep ratios, (first, second)."""
+        if min(self.excess.shape) < 2:  # one of them has nothing to decide
+            return np.zeros((len(first), len(second)))
         grid = tuple(np.log(np.array(ratios)) for ratios in (self.first, self.second))
-        between = RegularGridInterpolator(grid, self.excess)
+        method = "pchip" if min(self.excess.shape) >= CUBIC else "linear"
+        between = RegularGridInterpolator(grid, self.excess, method=method)
         ends = [
             np.clip(np.log(np.array(ratios)), axis[0], axis[-1])
             for ratios, axis in zip((first, second), grid, strict=True)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from amc.agents.offpolicy import Array, OffPolicyAgent, OffPolicyOptions, truncated_normal
+from amc.agents.offpolicy import Array, OffPolicyAgent
+from amc.agents.offpolicy_options import OffPolicyOptions
+from amc.agents.starting import truncated_normal
 from pydantic import Field
 from stable_baselines3 import DDPG
 

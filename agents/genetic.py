@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
+from amc.agents.starting import Start, centre, opening
 from pydantic import Field
 
 
@@ -31,6 +32,12 @@ class GeneticOptions(EpisodeOptions):
         le=10,
         description="standard deviation of a change, in the logarithm of the keep ratio",
     )
+    start: Start = Field(
+        "uniform",
+        description="what the first generation is made of mutations of: the uniform strategy; what "
+        "sensitivity finds from single decisions, which are measured first and count as episodes; "
+        "none: strategies at random",
+    )
     screened: int = Field(
         2,
         ge=1,
@@ -43,7 +50,7 @@ class GeneticOptions(EpisodeOptions):
 class GeneticAgent(ProposingAgent):
     """Keep ratios cross over and mutate; each child is scaled to be as large as the budget allows.
 
-    The first generation is the uniform strategy and mutations of it. A child is estimated by the
+    The first generation is what it starts from and mutations of that. A child is estimated by the
     sum of its layers' reconstruction errors, each layer repaired on its own (`layer_errors` of the
     space).
     """
@@ -52,18 +59,24 @@ class GeneticAgent(ProposingAgent):
     options: GeneticOptions
 
     def begin(self) -> None:
-        self._uniform = self.scaled(np.ones(self.steps))
+        options = self.options
+        opened = opening(self.env, self.steps, options.start, options.episodes, self.seed)
+        self.opening = opened
+        self._centre = centre(self.env, options.start, opened)
         self._errors: list[tuple[float, ...]] = []
         if self.options.screened > 1:
             tables = [self.space.layer_errors(decision) for decision in self.space.decisions]
             found = [table for table in tables if table is not None]
             if len(found) == len(tables):  # an estimate of some layers only says nothing
                 self._errors = found
-        self._proposed: set[tuple[float, ...]] = set()
+        self._children: set[tuple[float, ...]] = set()
 
     def propose(self) -> list[Ratios]:
-        parents = [walk.ratios for walk in self.best(self.options.population)] or [self._uniform]
-        children = [] if self.walks else [self._uniform]
+        parents = [walk.ratios for walk in self.best(self.options.population)]
+        children: list[Ratios] = []
+        if not parents:
+            parents = self._first_parents()
+            children = parents[:1]
         while len(children) < self.options.children:
             if self._errors:
                 candidates = [self._child(parents) for _ in range(self.options.screened)]
@@ -72,13 +85,19 @@ class GeneticAgent(ProposingAgent):
                 children.append(self._child(parents))
         return children
 
+    def _first_parents(self) -> list[Ratios]:
+        if self._centre is not None:
+            return [self._centre(0)]
+        drawn = self.generator.uniform(size=(self.options.population, self.steps))
+        return [self.scaled(ratios) for ratios in drawn]
+
     def _child(self, parents: Sequence[Ratios]) -> Ratios:
         """A strategy that was not proposed yet, where one turns up."""
         for _ in range(50):
             child = self.scaled(self._mutated(self._parent(parents)))
-            if tuple(child) not in self._proposed:
+            if tuple(child) not in self._children:
                 break
-        self._proposed.add(tuple(child))
+        self._children.add(tuple(child))
         return child
 
     def _parent(self, parents: Sequence[Ratios]) -> Ratios:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,8 @@ from amc.spaces.bounding import Bounds
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-UNITS = 4000  # of a budget: costs are rounded up to them
-ROUNDS = 5  # of costs taken anew around what was found, where they do not add up
+UNITS = 2000  # of a budget: costs are rounded up to them
+ROUNDS = 3  # of costs taken anew around what was found, where they do not add up
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Losses:
     def of(self, taken: Sequence[int]) -> float:
         """The loss of a strategy, as indices of choices."""
         alone = sum(float(own[i]) for own, i in zip(self.alone, taken, strict=True))
-        pairs = zip(self.together, taken, taken[1:], strict=True) if self.together else ()
-        return alone + sum(float(pair[i, j]) for pair, i, j in pairs)
+        if not self.together:
+            return alone
+        pairs = zip(self.together, pairwise(taken), strict=True)
+        return alone + sum(float(pair[ends]) for pair, ends in pairs)
 
 
 def cheapest(losses: Losses, weights: Sequence[IntArray], capacity: int) -> list[int] | None:
@@ -72,8 +75,10 @@ def _onward(before: Array, losses: Losses, step: int, weights: IntArray) -> tupl
         arriving = before[:, : capacity + 1 - weight]
         if losses.together:
             arriving = arriving + losses.together[step - 1][:, choice, None]
-        source[choice, weight:] = np.argmin(arriving, axis=0)
-        best[choice, weight:] = np.min(arriving, axis=0) + losses.alone[step][choice]
+        from_ = np.argmin(arriving, axis=0)
+        source[choice, weight:] = from_
+        least = np.take_along_axis(arriving, from_[None], axis=0)[0]
+        best[choice, weight:] = least + losses.alone[step][choice]
     return best, source
 
 
@@ -84,7 +89,7 @@ def solve(bounds: Bounds, losses: Losses, around: Mapping[str, int]) -> dict[str
     """
     reference, found = dict(around), dict[str, int]()
     for _ in range(ROUNDS):
-        weights, capacity = _weights(bounds, reference)
+        weights, capacity = _weights(bounds, losses, reference)
         taken = cheapest(losses, weights, capacity) if capacity >= 0 else None
         if taken is None:
             break
@@ -99,19 +104,26 @@ def solve(bounds: Bounds, losses: Losses, around: Mapping[str, int]) -> dict[str
     return found or _fitted(bounds, losses, reference)
 
 
-def _weights(bounds: Bounds, reference: Mapping[str, int]) -> tuple[list[IntArray], int]:
+def _weights(
+    bounds: Bounds, losses: Losses, reference: Mapping[str, int]
+) -> tuple[list[IntArray], int]:
     """What each choice costs beyond its decision's cheapest one, in units of the budget, and how
-    many of these there are; the other decisions as in a strategy.
+    many of these there are; the other decisions as in a strategy. Choices that are not to be taken
+    cost nothing.
     """
     space, budget = bounds.space, bounds.budget
     here = space.cost(reference)[budget.metric]
     unit = budget.limit / UNITS
     weights, least = [], here
-    for name, choices in bounds.choices.items():
-        costs = [space.cost({**reference, name: one})[budget.metric] - here for one in choices]
-        beyond = np.array(costs) - min(costs)
-        weights.append(np.ceil(beyond / unit - 1e-9).astype(np.int64))
-        least += min(costs)
+    for (name, choices), lost in zip(bounds.choices.items(), losses.alone, strict=True):
+        taken = np.flatnonzero(np.isfinite(lost))
+        trials = [{**reference, name: choices[index]} for index in taken]
+        costs = np.zeros(len(choices))
+        costs[taken] = [space.cost(trial)[budget.metric] - here for trial in trials]
+        lowest = float(min(costs[taken], default=0.0))
+        costs[taken] -= lowest
+        weights.append(np.ceil(costs / unit - 1e-9).astype(np.int64))
+        least += lowest
     return weights, int(np.floor((budget.limit - least) / unit))
 
 
@@ -132,7 +144,7 @@ def _fitted(bounds: Bounds, losses: Losses, strategy: dict[str, int]) -> dict[st
             trial = {**strategy, name: larger[0]} if larger else strategy
             cost = space.cost(trial)
             gain = now - _loss(bounds, losses, trial)
-            if larger and budget.allows(cost) and gain > 0:
+            if larger and budget.allows(cost) and gain >= 0:
                 steps.append((gain / max(cost[budget.metric] - here, 1e-12), trial))
         if not steps:
             return strategy

@@ -15,107 +15,36 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import gymnasium
 import numpy as np
 import torch
-from amc.agents.proposing import EpisodeOptions
+from amc.agents.offpolicy_options import OffPolicyOptions
 from amc.agents.replay import EpisodeReplayBuffer
-from amc.agents.starting import MEASURED, Opening, Start, centre, opening
+from amc.agents.starting import (
+    MEASURED,
+    Opening,
+    centre,
+    opening,
+    truncated_normal,
+    uniform_ratio,
+)
 from amc.agents.walkers import Walkers
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
-from scipy.stats import truncnorm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update
 
+from amc.errors import UserError
+from amc.randomness import own_randomness
+from amc.runs.policy import Policy
+
 Array = NDArray[np.float64]
 
 LESSONS = 16  # budgets of a range for which the actor learns what it starts from
-LESSON_STEPS = 300  # updates
-
-
-class OffPolicyOptions(EpisodeOptions):
-    """The options of every agent that learns from a replay buffer; the preset `amc_paper` has the
-    paper's.
-    """
-
-    episodes: int = Field(
-        400, ge=1, le=1_000_000, description="episodes of the search, warm-up included"
-    )
-    warmup_episodes: int = Field(
-        40,
-        ge=0,
-        le=1_000_000,
-        description="episodes with random keep ratios, before any update",
-    )
-    warmup_spread: float | None = Field(
-        0.15,
-        gt=0,
-        le=10,
-        description="none: every keep ratio of the warm-up is uniform; a number: normal with this "
-        "standard deviation around the strategy that the agent starts from, without one around a "
-        "ratio that is drawn for the episode",
-    )
-    start: Start = Field(
-        "uniform",
-        description="the strategy that is the actor's first output, and with warmup_spread the "
-        "middle of the warm-up: uniform within the budget; sensitivity: what that agent finds "
-        "from single decisions, which are measured first and count as episodes; none: no strategy",
-    )
-    sensitivities: bool = Field(
-        False,
-        description="with start sensitivity: what each decision alone has lost is part of what the "
-        "agent sees",
-    )
-    actor_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the actor (Adam)")
-    critic_lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the critic (Adam)")
-    batch_size: int = Field(64, ge=1, le=100_000, description="transitions an update")
-    tau: float = Field(0.01, gt=0, le=1, description="soft update of the target networks")
-    gamma: float = Field(1.0, gt=0, le=1, description="discount")
-    replay: int = Field(2000, ge=1, le=1_000_000, description="transitions in the replay buffer")
-    envs: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        description="episodes that are walked in step, and measured side by side; the updates of "
-        "all of them come after the last step",
-    )
-    hidden: int = Field(
-        300,
-        ge=1,
-        le=4096,
-        description="units in each of the two hidden layers of actor and critic",
-    )
-    baseline_decay: float = Field(
-        0.95, ge=0, lt=1, description="of the moving average of rewards that is subtracted"
-    )
-    imitate: int = Field(
-        10,
-        ge=0,
-        le=10_000,
-        description="after each episode the actor also learns the actions of so many best episodes "
-        "so far; 0: of none",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "centred" in values:
-            values = {"start": "uniform" if values["centred"] else "none", **values}
-            del values["centred"]
-        return values
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if self.episodes % self.envs and self.start != "sensitivity":
-            raise ValueError(f"{self.episodes} episodes are no multiple of {self.envs} envs")
-        if self.sensitivities and self.start != "sensitivity":
-            raise ValueError(f"agent.sensitivities needs agent.start sensitivity, not {self.start}")
-        return self
+LESSON_STEPS = 1000  # updates
 
 
 class OffPolicyAgent(OffPolicyAlgorithm):
@@ -124,6 +53,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
     Options: ClassVar[type[OffPolicyOptions]] = OffPolicyOptions
     options: Any
     conditioned = True
+    buffer: ClassVar[type[EpisodeReplayBuffer]] = EpisodeReplayBuffer
     steps: int
     generator: np.random.Generator
     replay_buffer: EpisodeReplayBuffer
@@ -145,7 +75,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         start = self.options.start
         self.opening = opening(env, steps, start, self.options.episodes, seed)
         self._centre = centre(env, start, self.opening)
-        self._first_ratio = 0.5 if start == "none" else _uniform_ratio(env)
+        self._first_ratio = 0.5 if start == "none" else uniform_ratio(env)
         self._round = steps * self.options.envs  # steps of all environments in an episode
         columns = MEASURED if self.options.sensitivities else 0
         super().__init__(
@@ -159,7 +89,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             gamma=self.options.gamma,
             train_freq=(steps, "step"),
             gradient_steps=-1,
-            replay_buffer_class=EpisodeReplayBuffer,
+            replay_buffer_class=self.buffer,
             replay_buffer_kwargs={
                 "seed": seed,
                 "baseline_decay": self.options.baseline_decay,
@@ -233,6 +163,31 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             cast("Walkers", self.env).start(self.episodes_done)
             callback = _AfterEpisode(on_episode or (lambda: None))
             self.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+
+    def adopt(self, policy: Policy) -> None:
+        """Begin with what another agent of this kind has learned.
+
+        Raises:
+            UserError: its networks have other shapes.
+        """
+        own = self.options.model_dump()
+        shapes = {key: policy.options.get(key) for key in ("hidden", "sensitivities")}
+        for key, value in shapes.items():
+            if value != own[key]:
+                raise UserError(
+                    f"agent.pretrained: that agent has {key} {value}, this one {own[key]}: set "
+                    f"agent.{key}={value}"
+                )
+        try:
+            self.policy.load_state_dict(policy.weights)
+        except RuntimeError as error:
+            raise UserError(
+                f"agent.pretrained: the networks of that agent ({policy.agent}) are not like this "
+                "one's: the same agent is needed, and a space with as many kinds of decision"
+            ) from error
+        if self.opening is None:
+            rehearse = cast("Walkers", self.env).envs[0].get_wrapper_attr("rehearse")
+            self._centre = lambda episode: np.array(rehearse(self.best_ratio, episode)[0])
 
     def _know(self, opening: Opening) -> None:
         """Take over what was measured; the actor learns the strategies that follow from it."""
@@ -309,7 +264,8 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         """Leave each optimiser its own rate."""
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        with own_randomness(int(self.seed or 0)):  # Stable-Baselines3 sets the global states
+            super()._setup_model()
         policy: Any = self.policy
         for group in policy.critic.optimizer.param_groups:
             group["lr"] = self.options.critic_lr
@@ -392,27 +348,6 @@ class _AfterEpisode(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-def truncated_normal(mean: Array, sigma: float, generator: np.random.Generator) -> Array:
-    """Normal around ``mean``, truncated (not clipped) to [0, 1]; ``mean`` itself where sigma has
-    all but vanished.
-    """
-    if sigma < 1e-6:
-        return np.clip(mean, 0.0, 1.0)
-    drawn = truncnorm.rvs(
-        (0 - mean) / sigma, (1 - mean) / sigma, loc=mean, scale=sigma, random_state=generator
-    )
-    return np.asarray(drawn, dtype=np.float64).reshape(mean.shape)
-
-
-def _uniform_ratio(env: gymnasium.Env[Any, Any]) -> float:
-    """The mean keep ratio of the uniform strategy at the environment's budget (of a range, the one
-    in the middle, which is the first), inside (0, 1).
-    """
-    space, bounds = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds")
-    uniform = bounds.of_episode(0).uniform()
-    return float(np.clip(np.mean(space.ratios(uniform)), 0.01, 0.99))
 
 
 def _extractor(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:

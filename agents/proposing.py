@@ -221,7 +221,8 @@ class OneShotAgent(ProposingAgent):
     """Walks a few strategies that follow from the space alone, just as they are."""
 
     Options: ClassVar[type[Options]] = Options
-    exact = True  # no scaling to the budget: `amc.search` sees to it
+    exact = True  # no scaling to the budget: `amc.walk` sees to it
+    one_shot = True  # kept in the run, for readers that import no agents
 
     def begin(self) -> None:
         self._proposals = self.proposals()

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from amc.agents.offpolicy import Array, OffPolicyAgent, OffPolicyOptions
+from amc.agents.offpolicy import Array, OffPolicyAgent
+from amc.agents.offpolicy_options import OffPolicyOptions
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from stable_baselines3 import SAC

@@ -51,9 +51,9 @@ class SensitivityOptions(EpisodeOptions):
 class SensitivityAgent(ProposingAgent):
     """Losses are taken to add up: of the decisions alone, and with ``pairs`` of what neighbours
     lose beyond that; then the best strategy within any budget is a knapsack's (a chain's: AOWS,
-    Berman et al., CVPR 2020, who learn both terms from a supernet). What is left of the episodes goes to
-    rounds around the best strategy: each decision a step up and down, and the knapsack over these
-    losses; steps are halved where that finds nothing better.
+    Berman et al., CVPR 2020, who learn both terms from a supernet). What is left of the episodes
+    goes to rounds around the best strategy: each decision a step up and down, and the knapsack over
+    these losses; steps are halved where that finds nothing better.
 
     A loss is the reward of the untouched network, or of the strategy around which is measured,
     less the reward. Of a range of budgets every episode after the first measurements has the
@@ -154,13 +154,12 @@ class SensitivityAgent(ProposingAgent):
         rewards = iter((yield from self._measured([_moved(around, move) for move in moves])))
         found = []
         for step in range(self.steps - 1):
-            ends = [sorted({*grid[at], float(around[at])}) for at in (step, step + 1)]
-            excess = np.zeros((len(ends[0]), len(ends[1])))
+            rows, columns = (sorted({*grid[at], float(around[at])}) for at in (step, step + 1))
+            excess = np.zeros((len(rows), len(columns)))
             for one, other in product(grid[step], grid[step + 1]):
                 alone = curves[step].points[one] + curves[step + 1].points[other]
-                at = ends[0].index(one), ends[1].index(other)
-                excess[at] = reward - next(rewards) - alone
-            found.append(Interaction(*ends, excess))
+                excess[rows.index(one), columns.index(other)] = reward - next(rewards) - alone
+            found.append(Interaction(rows, columns, excess))
         return found
 
     def _losses(self, curves: Sequence[Curve], together: Sequence[Interaction] = ()) -> Losses:

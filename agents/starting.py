@@ -9,7 +9,10 @@ import gymnasium
 import numpy as np
 from amc.agents.proposing import Exactly, Ratios
 from amc.agents.sensitivity import SensitivityAgent, SensitivityOptions
+from numpy.typing import NDArray
+from scipy.stats import truncnorm
 
+Array = NDArray[np.float64]
 Start = Literal["none", "uniform", "sensitivity"]
 Centre = Callable[[int], Ratios]
 """From the number of an episode, of which its budget follows, to keep ratios (steps,)."""
@@ -67,3 +70,24 @@ def centre(
         return np.array(space.ratios(within.uniform()))
 
     return ratios
+
+
+def uniform_ratio(env: gymnasium.Env[Any, Any]) -> float:
+    """The mean keep ratio of the uniform strategy at the environment's budget (of a range, the one
+    in the middle, which is the first), inside (0, 1).
+    """
+    space, bounds = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds")
+    uniform = bounds.of_episode(0).uniform()
+    return float(np.clip(np.mean(space.ratios(uniform)), 0.01, 0.99))
+
+
+def truncated_normal(mean: Array, sigma: float, generator: np.random.Generator) -> Array:
+    """Normal around ``mean``, truncated (not clipped) to [0, 1]; ``mean`` itself where sigma has
+    all but vanished.
+    """
+    if sigma < 1e-6:
+        return np.clip(mean, 0.0, 1.0)
+    drawn = truncnorm.rvs(
+        (0 - mean) / sigma, (1 - mean) / sigma, loc=mean, scale=sigma, random_state=generator
+    )
+    return np.asarray(drawn, dtype=np.float64).reshape(mean.shape)

@@ -7,12 +7,15 @@ import logging
 import numpy as np
 import optuna
 from amc.agents.proposing import BatchOptions, ProposingAgent, Ratios
+from amc.agents.starting import Start, centre, opening, truncated_normal
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 from pydantic import Field
 
 optuna.logging.set_verbosity(logging.WARNING)
+
+SPREAD = 0.15  # standard deviation of the startup around a strategy, in keep ratio
 
 
 class TPEOptions(BatchOptions):
@@ -29,6 +32,12 @@ class TPEOptions(BatchOptions):
     startup: int = Field(
         30, ge=1, le=1_000_000, description="episodes with random keep ratios to begin with"
     )
+    start: Start = Field(
+        "none",
+        description="what these are drawn around, and their first: the uniform strategy; what "
+        "sensitivity finds from single decisions, which are measured first and count as episodes; "
+        "none: anything",
+    )
 
 
 class TPEAgent(ProposingAgent):
@@ -38,6 +47,9 @@ class TPEAgent(ProposingAgent):
     options: TPEOptions
 
     def begin(self) -> None:
+        start = self.options.start
+        self.opening = opening(self.env, self.steps, start, self.options.episodes, self.seed)
+        self._centre = centre(self.env, start, self.opening)
         sampler = TPESampler(
             n_startup_trials=self.options.startup,
             seed=self.seed,
@@ -51,7 +63,12 @@ class TPEAgent(ProposingAgent):
         self._told = 0
 
     def propose(self) -> list[Ratios]:
+        own = len(self.walks) - (0 if self.opening is None else self.opening.episodes)
+        if self._centre is not None and own < self.options.startup:
+            return self._around(self._centre(0), own)
         for walk in self.walks[self._told :]:
+            if not walk.feasible:
+                continue
             executed = {name: walk.ratios[int(name)].item() for name in self._ranges}
             self._study.add_trial(
                 create_trial(params=executed, distributions=self._ranges, value=walk.reward)
@@ -61,3 +78,9 @@ class TPEAgent(ProposingAgent):
         for trial in trials:  # what counts is what will be executed
             self._study.tell(trial, state=TrialState.FAIL)
         return [np.array([trial.params[name] for name in self._ranges]) for trial in trials]
+
+    def _around(self, centre: Ratios, own: int) -> list[Ratios]:
+        """A batch of the startup: the strategy that it starts from, and others around it."""
+        count = min(self.options.batch, self.options.startup - own)
+        drawn = [truncated_normal(centre, SPREAD, self.generator) for _ in range(count)]
+        return [centre, *drawn[1:]] if own == 0 else drawn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, cast
 
 import gymnasium
@@ -61,7 +61,7 @@ class Walkers(DummyVecEnv):
             self._episode, self._taken = self._episode + self.num_envs, []
         return self._with(np.asarray(seen), len(self._taken)), rewards, dones, infos
 
-    def way(self, ratios: Sequence[float], episode: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def way(self, ratios: Iterable[float], episode: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """What is seen on the way to a strategy, (steps, features), and the keep ratios that are
         executed, (steps,); nothing is measured.
         """

@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # type checkers know the name
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from amc.apply import apply as apply
     from amc.data.datasets import Dataset as Dataset
     from amc.deliver.export import export as export
     from amc.deliver.finetune import finetune as finetune
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Dataset": "amc.data.datasets",
+    "apply": "amc.apply",
     "check_space": "amc.testing",
     "export": "amc.deliver.export",
     "finetune": "amc.deliver.finetune",

@@ -16,6 +16,7 @@ from amc.errors import UserError, shown
 from amc.network.layers import evaluating, example_input
 from amc.network.models import build_model, check_size, is_known, load_weights
 from amc.network.trace import Network
+from amc.randomness import own_randomness
 from amc.sections import Config
 
 
@@ -88,8 +89,7 @@ def named(value: str | None, key: str) -> str:
 def built(config: Config, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
     """The config's network, whose random weights follow from its seed."""
     name = named(config.model, "model")
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with own_randomness(config.seed):
         return build_model(name, classes, channels, pretrained)
 
 

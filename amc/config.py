@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from amc.cost.cost import METRICS
 from amc.errors import UserError, short, shown, unknown
-from amc.evaluate.rewards import COSTLESS
+from amc.evaluate.rewards import does_count_costs
 from amc.options import key_of, types_in
 from amc.overrides import apply_override
 from amc.plugins import allow
@@ -114,7 +114,8 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
 
 def stored_config(path: Path) -> Config:
     """The configuration of a run, which was complete when it was written. Nothing that it names is
-    imported; options of plug-ins are taken as they stand.
+    imported; options of plug-ins are taken as they stand. Options that a space or an agent of amc
+    had in the version that began the run, and has no more, are left out.
 
     Raises:
         UserError: it is damaged.
@@ -136,14 +137,20 @@ def _parsed(values: Any, overrides: Sequence[str] = (), stored: bool = False) ->
             "file that `amc profile` wrote"
         )
     _check_budget(config, stored)
+    fill = _fills(config.reward, stored)
     if not stored:
-        lookup("reward", config.reward)
         lookup("observation", config.observation)
     if config.budget.fill is None:
-        fill = config.reward in COSTLESS
         budget = config.budget.model_copy(update={"fill": fill})
         config = config.model_copy(update={"budget": budget})
     return config
+
+
+def _fills(name: str, stored: bool) -> bool:
+    """Whether the whole budget is used with a reward, where nothing else is said."""
+    if stored and name not in KNOWN["reward"]:
+        return False  # of a version that kept no answer: such rewards were bounded only
+    return not does_count_costs(lookup("reward", name))
 
 
 def _check_budget(config: Config, stored: bool) -> None:
@@ -188,7 +195,12 @@ def _options(kind: str, values: Mapping[str, Any], stored: bool) -> dict[str, An
     if stored and name not in KNOWN[of] and ":" in name:
         return values
     found = lookup(of, name)
-    rest = {key: value for key, value in values.items() if key != "name"}
+    known = found.Options.model_fields
+    rest = {
+        key: value
+        for key, value in values.items()
+        if key != "name" and not (stored and name in KNOWN[of] and key not in known)
+    }
     return {"name": name, **_validated(found.Options, rest, f"{kind}.").model_dump()}
 
 

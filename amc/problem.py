@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from amc.errors import UserError, shown
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.guessing import Guessing
 from amc.evaluate.measure import ImageSet, logits
+from amc.evaluate.memory import memorised
 from amc.evaluate.prepare import SEEN, check_alike, prepared, trust
 from amc.network.layers import example_input
 from amc.network.trace import Network
@@ -32,9 +34,8 @@ from amc.spaces.base import CompressionSpace, Strategy
 from amc.spaces.bounding import Bounds
 from amc.training.trainer import train
 
-# A base network whose held-out cross-entropy is below this many times that of training images has
-# been trained on them.
-MEMORISED = 1.5
+UNSEEN = 2000  # test images, at most, that are compared with the held-out ones
+SAMPLE = 100  # images by which data is told from other data
 _SHAPES: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
 
@@ -115,6 +116,20 @@ class Problem:
         racing = self.config.evaluate.racing
         return Evaluator(self.space, images, self.budget, reward, chosen, racing)
 
+    def memorised(self, evaluator: Evaluator) -> str | None:
+        """A warning where the base network looks trained on the held-out images
+        (`amc.evaluate.memory`).
+        """
+        train, test = self.dataset.train, self.dataset.test
+        seen = ImageSet.of(self.dataset, train, self.splits.calibration)
+
+        def unseen() -> Tensor:
+            order = np.random.default_rng(0).permutation(len(test.labels))
+            few = ImageSet.of(self.dataset, test, np.sort(order[:UNSEEN]))
+            return evaluator.losses(few)
+
+        return memorised(evaluator.losses(seen), evaluator.losses(), unseen)
+
     def applied(self, strategy: Strategy, source: Path) -> nn.Module:
         """The smaller network of a strategy that a file names.
 
@@ -139,6 +154,17 @@ class Problem:
             outputs = logits(fast, images, size)
             correct += float((outputs.argmax(1) == images.labels).sum())
         return correct / len(indices)
+
+    def data_sha256(self) -> str:
+        """Of the labels, and the pixels of a few images spread over the training images: the same
+        whatever the seed, and whatever images are held out.
+        """
+        train = self.dataset.train
+        few = np.unique(np.linspace(0, len(train.labels) - 1, SAMPLE).astype(np.int64))
+        found = hashlib.sha256(train.fetch(few).numpy().tobytes())
+        for labels in (train.labels, self.dataset.test.labels):
+            found.update(np.asarray(labels, np.int64).tobytes())
+        return found.hexdigest()
 
     def doubts(self) -> list[str]:
         """Why the device profile may mislead this search, a sentence each."""
@@ -201,22 +227,6 @@ def check_trained(config: Config, accuracy: float, labels: Tensor) -> None:
         f"better than always guessing their most frequent class ({guessing.accuracy:.2%}): it "
         "looks untrained, or its weights, labels or normalisation do not belong together; name "
         "trained weights, or set allow_untrained=true to search it all the same"
-    )
-
-
-def memorised(problem: Problem, evaluator: Evaluator) -> str | None:
-    """A warning where the base network does as well on the held-out images as on those it was
-    trained on.
-    """
-    seen = ImageSet.of(problem.dataset, problem.dataset.train, problem.splits.calibration)
-    trained, unseen = evaluator.untouched(seen), evaluator.baseline
-    if unseen.accuracy < 0.98 or unseen.cross_entropy > MEMORISED * trained.cross_entropy:
-        return None
-    return (
-        f"the base network scores {100 * unseen.accuracy:.2f}% on the held-out images, as well "
-        "as on training images: it looks "
-        "trained on them, which misleads a search at the top; use weights trained without them, "
-        "or name unseen images as heldout"
     )
 
 

@@ -42,6 +42,7 @@ KNOWN: dict[Kind, dict[str, str]] = {
         "ddpg": "amc.agents.ddpg:DDPGAgent",
         "td3": "amc.agents.td3:TD3Agent",
         "sac": "amc.agents.sac:SACAgent",
+        "policy": "amc.agents.policy:PolicyAgent",
         "random": "amc.agents.random:RandomAgent",
         "sensitivity": "amc.agents.sensitivity:SensitivityAgent",
         "uniform": "amc.agents.handcrafted:UniformAgent",
@@ -64,6 +65,11 @@ KNOWN: dict[Kind, dict[str, str]] = {
         "openvino": "amc.device.runtimes:OpenVino",
     },
 }
+
+ONE_SHOT = ("uniform", "shallow", "deep", "vbmf")
+"""The agents that search nothing: their few strategies follow from the space alone
+(`amc.agents.proposing.OneShotAgent`). Of these `HANDCRAFTED` look at no weights either."""
+HANDCRAFTED = ("uniform", "shallow", "deep")
 
 
 def lookup(kind: Kind, name: str) -> Any:

@@ -29,11 +29,14 @@ from amc.evaluate.evaluator import Evaluator
 from amc.files import check_same, folder_name, sha256, write_bytes
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
-from amc.problem import Problem, check_trained, memorised
+from amc.problem import Problem, check_trained
 from amc.progress import Report, silent
+from amc.randomness import own_randomness
+from amc.registry import lookup
 from amc.runs import names
 from amc.runs.directory import SCHEMA, Run, claim, layers_csv
 from amc.runs.lock import writing
+from amc.runs.policy import Policy
 from amc.runs.provenance import surroundings
 from amc.runs.stopping import stoppable
 from amc.sections import Config
@@ -54,6 +57,7 @@ class SearchResult:
 
 
 @users_code()
+@own_randomness()
 def search(
     config: Config | Mapping[str, Any] | str,
     *,
@@ -106,12 +110,16 @@ def search(
     if model is not None or weights_file(config) is None:
         files[names.BASE] = save(plain(problem.network.model))
         provenance["base_sha256"] = hashlib.sha256(files[names.BASE]).hexdigest()
+    if (source := config.agent.get("pretrained")) is not None:
+        files[names.POLICY] = _policy(config, source)
+        provenance["policy_sha256"] = hashlib.sha256(files[names.POLICY]).hexdigest()
     with stoppable(path), writing(path):
         run = Run.create(path, config, provenance, files)
         return _continue(run, problem, evaluator, jobs, ray, report)
 
 
 @users_code()
+@own_randomness()
 def resume(
     path: str | Path,
     *,
@@ -162,6 +170,7 @@ def resume(
 
 
 @users_code()
+@own_randomness()
 def open_problem(
     run: SearchResult | str | Path,
     model: nn.Module | None = None,
@@ -228,7 +237,7 @@ def _continue(
     evaluator.fell_back = lambda: run.update_provenance(
         prepared=trusted.note, prepared_steps=trusted.steps
     )
-    warning = memorised(problem, evaluator)
+    warning = problem.memorised(evaluator)
     run.update_provenance(
         precision=evaluator.precision,
         precision_note=evaluator.precision_note,
@@ -281,6 +290,22 @@ def _measurers(evaluator: Evaluator, config: Config, jobs: int, ray: str | None)
         measurers.close()
 
 
+def _policy(config: Config, source: str) -> bytes:
+    """What another run has learned, for the agent of a config.
+
+    Raises:
+        UserError: it has learned nothing, or from other observations.
+    """
+    policy = Policy.of_run(source)
+    if policy.observation != config.observation:
+        raise UserError(
+            f"agent.pretrained: the agent of {source!r} sees the observation "
+            f"{policy.observation!r}, this one {config.observation!r}: set "
+            f"observation={policy.observation}"
+        )
+    return policy.to_bytes()
+
+
 def _provenance(problem: Problem) -> dict[str, Any]:
     """What a reader needs to repeat the run."""
     config = problem.config
@@ -292,7 +317,9 @@ def _provenance(problem: Problem) -> dict[str, Any]:
             "weights": sha256(weights) if weights else None,
             "heldout_indices": hashlib.sha256(problem.splits.heldout.tobytes()).hexdigest(),
             "heldout_sample": hashlib.sha256(sample).hexdigest(),
+            "data": problem.data_sha256(),
         },
+        "one_shot": getattr(lookup("agent", config.agent["name"]), "one_shot", False) is True,
         "input_shape": list(problem.dataset.input_shape),
         "classes": problem.dataset.classes,
         "left_alone": problem.space.left_alone,

@@ -84,7 +84,8 @@ class EvaluateConfig(Options):
         ge=0.5,
         lt=1,
         description="stop measuring a strategy once it is worse than the best so far with this "
-        "confidence (0.9, say); none: measure all on all images",
+        "confidence (0.9, say: of those that are as good, at most a tenth are stopped); none: "
+        "measure all on all images",
     )
 
 

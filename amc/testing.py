@@ -23,6 +23,7 @@ from amc.evaluate.rewards import Score
 from amc.network.builtin import CifarResNet
 from amc.network.layers import LayerSpec, LayerTable, evaluating, example_input
 from amc.network.trace import Network, trace
+from amc.randomness import own_randomness
 from amc.spaces.base import CompressionSpace, Strategy
 
 _EPISODES = 10
@@ -77,6 +78,7 @@ def _perceptron() -> nn.Module:
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), last)
 
 
+@own_randomness()
 def check_space(
     space_class: type[CompressionSpace], options: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -99,6 +101,7 @@ def check_space(
     return done
 
 
+@own_randomness()
 def check_bound_space(space: CompressionSpace) -> list[str]:
     """Check a space on the network that it is bound to; see `check_space`."""
     name, count = space.network.name, len(space.decisions)

@@ -11,9 +11,12 @@ from amc.agents import Agent
 from amc.envs import ENV_ID
 from amc.errors import kind_and_line
 from amc.evaluate.evaluator import Evaluator
+from amc.files import check_same
 from amc.problem import Problem
 from amc.registry import lookup
+from amc.runs import names
 from amc.runs.directory import Run
+from amc.runs.policy import Policy
 from amc.runs.recorder import Recorder
 
 
@@ -61,4 +64,8 @@ def _agent(problem: Problem, recorder: Recorder) -> Agent:
         env, len(problem.space.decisions), agent_class.Options(**options), problem.config.seed
     )
     recorder.phase_of = agent.phase_of
+    if (recorder.run.path / names.POLICY).is_file():
+        check_same(recorder.run.path / names.POLICY, recorder.run.provenance["policy_sha256"])
+        policy = Policy.read(recorder.run.path / names.POLICY)
+        agent.adopt(policy)  # type: ignore[attr-defined]
     return agent

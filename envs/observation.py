@@ -50,7 +50,9 @@ class Observation(Protocol):
     the arguments after its observation space; None: the vector is enough.
     """
 
-    features: tuple[str, ...]  # their names
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Their names."""
 
     def __call__(self, position: Position) -> FloatArray:
         """The observation (features,) before the next decision; after the last one, of that one
@@ -70,7 +72,7 @@ class Amc:
     def __init__(self, space: CompressionSpace) -> None:
         decisions, layers = space.decisions, space.network.table.by_name
         kinds = sorted({decision.kind for decision in decisions})
-        self.features = ("kind", *FEATURES) if len(kinds) > 1 else FEATURES
+        self.features: tuple[str, ...] = ("kind", *FEATURES) if len(kinds) > 1 else FEATURES
         rows = []
         for index, decision in enumerate(decisions):
             first = layers[decision.layers[0]]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from amc.config import describe, load_config, parse_config, presets, to_yaml
+from amc.config import describe, load_config, parse_config, presets, stored_config, to_yaml
 from amc.errors import UserError
+from amc.registry import KNOWN
 
 DIGITS = "digits_resnet8_channel_macs50"
 README = Path(__file__).parents[1] / "README.md"
@@ -99,6 +100,30 @@ def test_the_budget_is_filled_where_the_reward_counts_no_costs() -> None:
     assert parse_config(base, ["reward=macs", "budget.fill=true"]).budget.fill is True
 
 
+def test_a_reward_named_as_a_plug_in_fills_the_budget_as_it_does_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"budget": {"ratio": 0.5}}
+    for name in KNOWN["reward"].values():
+        short = parse_config(base, [f"reward={name.partition(':')[2]}"]).budget.fill
+        assert parse_config(base, [f"reward={name}"]).budget.fill is short, name
+    (tmp_path / "counting.py").write_text(
+        "from amc.evaluate.rewards import counts_costs\n"
+        "def plain(score, cost, original, budget): return -score.kl\n"
+        "@counts_costs\n"
+        "def costly(score, cost, original, budget): return -score.kl * cost.macs\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert parse_config(base, ["reward=counting:plain"]).budget.fill is True
+    found = parse_config(base, ["reward=counting:costly"])
+    assert found.budget.fill is False
+    assert parse_config(base, ["reward=counting:costly", "budget.fill=true"]).budget.fill is True
+    stored = tmp_path / "config.yaml"
+    for own in (found, parse_config(base, ["reward=counting:plain"])):
+        stored.write_text(to_yaml(own))
+        assert stored_config(stored) == own  # as it was resolved, and nothing is imported
+
+
 def test_another_agent_searches_as_long() -> None:
     preset = load_config("digits_resnet8_channel_macs50")[1].agent
     other = load_config("digits_resnet8_channel_macs50", ["agent.name=sac"])[1].agent
@@ -107,3 +132,18 @@ def test_another_agent_searches_as_long() -> None:
     assert other == {**own, "episodes": 120}, "its other options are its own defaults"
     once = load_config("digits_resnet8_channel_macs50", ["agent.name=uniform"])[1].agent
     assert once == {"name": "uniform"}
+
+
+def test_a_run_of_an_earlier_version_may_name_options_that_are_gone(tmp_path: Path) -> None:
+    overrides = ["agent={name: ddpnas, episodes: 7}"]
+    config = load_config(DIGITS, overrides)[1]
+    agent = {**config.agent, "epoch": 10, "prunings": 20, "rate": 0.3}
+    space = {**config.space, "of_old": [1, 2]}
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config.model_copy(update={"agent": agent, "space": space})))
+    assert stored_config(path) == config
+    with pytest.raises(UserError, match=re.escape("unknown key 'space.of_old'")):
+        load_config(str(path))  # what is begun anew has the options of today
+    path.write_text(path.read_text().replace("episodes: 7", "episodes: seven"))
+    with pytest.raises(UserError, match=re.escape("agent.episodes")):
+        stored_config(path)

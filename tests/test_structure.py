@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     ["amc", "amc.moved", "amc.errors", "amc.progress", "amc.options"],
-    ["amc.files", "amc.reading"],
+    ["amc.files", "amc.reading", "amc.randomness"],
     ["amc.plugins"],
     ["amc.registry"],
     ["amc.overrides"],
@@ -36,6 +36,7 @@ ORDER = [
     ["amc.problem"],
     ["amc.walk"],
     ["amc.search"],
+    ["amc.apply"],
     ["amc.deliver"],
     ["amc.sweep"],
     ["amc.testing"],

@@ -1,8 +1,8 @@
 """Runs against each other: what each search algorithm had found after how many evaluations and
 seconds, over seeds.
 
-Only runs of one problem are compared: the same network, data, action space, budget and way of
-measuring. What is left to differ is the agent and the seed.
+Only runs of one problem are compared: the same network and weights, data, action space, budget and
+way of measuring. What is left to differ is the agent and the seed, and what follows from the seed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
 
-from amc.errors import UserError, shown, unknown
+from amc.analysis.alike import Fact, doubts, heldout_images, must_agree, network_and_data
+from amc.analysis.own import lines_to_compare
+from amc.analysis.statistics import Values, interval, rank_sum_p, welch
+from amc.errors import UserError, unknown
 from amc.evaluate.outcome import Outcome
 from amc.runs import names
 from amc.runs.directory import Run
 
 Measure = Literal["search_accuracy", "reward"]
 Axis = Literal["evaluations", "seconds"]
-Values = NDArray[np.float64]
 
-CONFIDENCE = 0.95
 POINTS = 200  # of a curve over seconds
 
 
@@ -42,14 +41,14 @@ class Curve:
 
     @classmethod
     def of(cls, run: Run, label: str, measure: Measure) -> Curve:
-        """The best is the one with the highest reward among those measured on all images.
+        """The best is the one with the highest reward among those of the agent's own
+        (`amc.analysis.own`) that were measured on all images and keep the budget; nan before the
+        first of them.
 
         Raises:
-            UserError: the run has no episode yet that could be measured.
+            UserError: the run has no such episode yet.
         """
-        lines = run.lines()
-        if not any(Outcome.from_line(line).can_be_best for line in lines):
-            raise UserError(f"{str(run.path)!r} has no episode yet that could be measured")
+        lines = lines_to_compare(run)
         best, leader, value = [], -np.inf, np.nan
         for line in lines:
             if Outcome.from_line(line).can_be_best and line["reward"] > leader:
@@ -92,15 +91,23 @@ class Standing:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two algorithms against each other, by what their runs found in the end."""
+    """Two algorithms against each other, by what their runs found in the end.
+
+    Where both have two or more seeds in common, the difference is the mean of the differences seed
+    by seed, of these seeds alone, and so is its interval (Student's t). Else it is that of the
+    means of all runs, with Welch's interval; nan where one has a single run. Effect and p are of
+    all runs, whatever their seeds.
+    """
 
     first: str
     second: str
-    difference: float  # of the means, first - second
-    low: float  # of its 95% interval, seed by seed where both have two or more (else nan)
+    difference: float  # first - second
+    low: float  # of its 95% interval
     high: float
+    paired: bool  # seed by seed
+    seeds: int  # that both have, where it is; else 0
     effect: float  # Cliff's delta in [-1, 1]: how much more often a run of the first is better
-    p: float  # Wilcoxon's rank sum (Mann-Whitney), exact, two-sided
+    p: float  # Wilcoxon's rank sum (Mann-Whitney), exact with ties too, two-sided
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ class Comparison:
 
     measure: Measure
     curves: tuple[Curve, ...]
+    warnings: tuple[str, ...] = ()  # what makes the runs less than comparable
 
     @property
     def by_label(self) -> dict[str, list[Curve]]:
@@ -140,7 +148,7 @@ def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -
         measure: what is compared of the best strategy, which has the highest reward.
 
     Raises:
-        UserError: one is not a run, or two are not of the same problem.
+        UserError: one is not a run, or two are not of the same problem, weights and images.
     """
     runs = [Run.open(Path(path)) for path in paths]
     for run in runs:
@@ -152,27 +160,7 @@ def compare(paths: Sequence[str | Path], measure: Measure = "search_accuracy") -
     must_agree(runs, [_problem(run) for run in runs], "only the agent and the seed may")
     labels = labels_of(runs)
     curves = [Curve.of(run, label, measure) for run, label in zip(runs, labels, strict=True)]
-    return Comparison(measure, tuple(curves))
-
-
-def must_agree(runs: Sequence[Run], facts: Sequence[Mapping[str, Any]], why: str) -> None:
-    """Refuse runs that cannot be put beside each other.
-
-    Args:
-        runs: some.
-        facts: what must be the same in all of them, of each run.
-        why: the end of the message.
-
-    Raises:
-        UserError: two differ.
-    """
-    for run, own in zip(runs, facts, strict=True):
-        for key, value in own.items():
-            if value != facts[0][key]:
-                raise UserError(
-                    f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {key} ({shown(value)} "
-                    f"and {shown(facts[0][key])}): {why}"
-                )
+    return Comparison(measure, tuple(curves), doubts(runs))
 
 
 def measure_of(name: str) -> Measure:
@@ -184,17 +172,6 @@ def measure_of(name: str) -> Measure:
     if name not in get_args(Measure):
         raise unknown("measure", name, get_args(Measure))
     return cast(Measure, name)
-
-
-def interval(values: Values) -> tuple[Values, Values, Values]:
-    """Mean and its 95% interval over the first axis (runs); of one run the interval is nan."""
-    mean = values.mean(axis=0)
-    if len(values) < 2:
-        nothing = np.full_like(mean, np.nan)
-        return mean, nothing, nothing
-    error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
-    return mean, mean - half, mean + half
 
 
 def _band(label: str, curves: Sequence[Curve], over: Axis) -> Band:
@@ -220,14 +197,25 @@ def _standing(label: str, curves: Sequence[Curve]) -> Standing:
 
 def _pair(first: str, ours: Sequence[Curve], second: str, theirs: Sequence[Curve]) -> Pair:
     a, b = (np.array([curve.best[-1] for curve in curves]) for curves in (ours, theirs))
-    by_seed = [{curve.seed: curve.best[-1] for curve in curves} for curves in (ours, theirs)]
+    by_seed = _by_seed(ours), _by_seed(theirs)
     shared = sorted(by_seed[0].keys() & by_seed[1].keys())
-    paired = np.array([[by_seed[0][seed] - by_seed[1][seed]] for seed in shared] or [[np.nan]])
-    _, low, high = (ends.item() for ends in interval(paired))
+    paired = len(shared) > 1
+    if paired:
+        differences = np.array([[by_seed[0][seed] - by_seed[1][seed]] for seed in shared])
+        difference, low, high = (ends.item() for ends in interval(differences))
+    else:
+        difference, low, high = welch(a, b)
     effect = float(np.sign(a[:, None] - b[None]).mean())
-    test = stats.mannwhitneyu(a, b, alternative="two-sided", method="auto")
-    difference = float(a.mean() - b.mean())
-    return Pair(first, second, difference, low, high, effect, float(test.pvalue))
+    seeds = len(shared) if paired else 0
+    return Pair(first, second, difference, low, high, paired, seeds, effect, rank_sum_p(a, b))
+
+
+def _by_seed(curves: Sequence[Curve]) -> dict[int, float]:
+    """Seed -> what its run found in the end; the mean where it has several."""
+    found: dict[int, list[float]] = {}
+    for curve in curves:
+        found.setdefault(curve.seed, []).append(float(curve.best[-1]))
+    return {seed: float(np.mean(ends)) for seed, ends in found.items()}
 
 
 def _way_of(run: Run) -> dict[str, Any]:
@@ -235,14 +223,16 @@ def _way_of(run: Run) -> dict[str, Any]:
     return {"fill": run.config.budget.fill, **run.config.agent}
 
 
-def _problem(run: Run) -> dict[str, Any]:
+def _problem(run: Run) -> list[Fact]:
     """What must be the same in all runs."""
     config = run.config.model_dump()
     for key in ("agent", "seed", "data_dir", "weights_dir", "finetune"):
         del config[key]
     del config["budget"]["fill"]
     costly = [(row.name, row.macs, row.params) for row in run.layers() if row.macs]
-    return {**config, names.LAYERS: costly}  # a network that was given from Python has no name
+    facts = [Fact(key, value) for key, value in config.items()]
+    network = Fact(names.LAYERS, costly)  # one that was given from Python has no name
+    return [*facts, network, *network_and_data(run), *heldout_images(run)]
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:

@@ -16,14 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amc.analysis.compare import Values, interval, labels_of, must_agree
+from amc.analysis.alike import Fact, doubts, must_agree, network_and_data
+from amc.analysis.compare import labels_of
+from amc.analysis.own import best_within, counted
+from amc.analysis.statistics import Values, interval
 from amc.cost.cost import METRICS, Metric
 from amc.errors import UserError, shown, unknown
-from amc.evaluate.outcome import Outcome
 from amc.runs.directory import Run, runs_in
-
-HANDCRAFTED = ("uniform", "shallow", "deep")
-
 
 PICKS = 6  # of a run with a range of budgets
 LARGEST_COST = 1000  # of a reference point, as a part of the original's
@@ -89,6 +88,7 @@ class Pareto:
     reference: tuple[float, float]  # cost ratio and accuracy, the worst corner of the hypervolume
     points: tuple[Point, ...]
     picks: tuple[Pick, ...]
+    warnings: tuple[str, ...] = ()  # what makes the runs less than comparable
 
     @property
     def front(self) -> tuple[Point, ...]:
@@ -163,8 +163,8 @@ def pareto(
             uncompressed network's cost, and the accuracy of guessing.
 
     Raises:
-        UserError: there is no run, two are not of one network and data, one does not know its
-            latency, or the reference point makes no sense.
+        UserError: there is no run, two are not of one network, weights and data, one does not know
+            its latency, or the reference point makes no sense.
     """
     if reference is not None:
         _check_reference(reference)
@@ -176,7 +176,7 @@ def pareto(
         raise UserError(f"no finished run in {', '.join(repr(str(path)) for path in paths)}")
     networks = [_network(run, metric) for run in runs]
     must_agree(runs, networks, "fronts are of one network")
-    original = networks[0][metric]
+    original = runs[0].best["baseline"][metric]
     accuracy = float(np.mean([run.best["baseline"]["search_accuracy"] for run in runs]))
     if reference is None:
         reference = 1.0, 1.0 / (runs[0].provenance["classes"] or math.inf)
@@ -193,7 +193,8 @@ def pareto(
         raise UserError(
             f"no strategy of {str(runs[0].path)!r} counts: none was measured within its budget"
         )
-    return Pareto(metric, original, accuracy, reference, tuple(points), tuple(picks))
+    found = tuple(points), tuple(picks)
+    return Pareto(metric, original, accuracy, reference, *found, doubts(runs))
 
 
 def _check_reference(reference: tuple[float, float]) -> None:
@@ -205,36 +206,19 @@ def _check_reference(reference: tuple[float, float]) -> None:
         )
 
 
-def _network(run: Run, metric: str) -> dict[str, Any]:
+def _network(run: Run, metric: str) -> list[Fact]:
     """What must be the same in all runs. (Seeds may have held-out images of their own.)"""
     baseline = run.best["baseline"]
     if baseline[metric] is None:
         raise UserError(f"{str(run.path)!r} has no {metric}: it was searched without a device")
     keys = dict.fromkeys(("macs", "params", "memory_bytes", metric))
     config = run.config
-    return {
-        "model": config.model,
-        "dataset": config.dataset,
-        **{key: baseline[key] for key in keys},
-    }
-
-
-def counted(run: Run) -> list[dict[str, Any]]:
-    """The lines of a run's journal that count: measured on all images, and its own."""
-    lines = run.lines()
-    if run.config.agent["name"] in HANDCRAFTED:
-        lines = lines[-1:]  # its first episode is the uniform strategy
-    return [line for line in lines if Outcome.from_line(line).can_be_best]
-
-
-def best_within(
-    lines: Iterable[dict[str, Any]], metric: str, limit: float
-) -> dict[str, Any] | None:
-    """Of the lines that cost no more than a limit the one with the highest reward, of equal ones
-    the cheapest; none where all cost more.
-    """
-    within = (line for line in lines if line[metric] <= limit)
-    return max(within, key=lambda line: (line["reward"], -line[metric]), default=None)
+    return [
+        Fact("model", config.model),
+        Fact("dataset", config.dataset),
+        *(Fact(key, baseline[key]) for key in keys),
+        *network_and_data(run),
+    ]
 
 
 def _point(run: Run, agent: str, line: Mapping[str, Any], metric: str, original: float) -> Point:

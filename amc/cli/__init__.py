@@ -1,5 +1,5 @@
-"""The command line: ``amc ls | show | search | resume | evaluate | finetune | export | compare |
-sweep | pareto | report | profile | check``.
+"""The command line: ``amc ls | show | search | resume | apply | evaluate | finetune | export |
+compare | sweep | pareto | report | profile | check``.
 
 Exit status: 0 done; 2 for a mistake of the user's (one line on stderr); 1 for a failure; 130 for
 Ctrl-C.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -33,14 +35,17 @@ def compare(
         write_bytes(to / f"{name}.csv", table.to_csv(index=False).encode())
     plot_comparison(found, to / "compare.png")
     summary = {
+        "warnings": found.warnings,
         "standings": [asdict(row) for row in found.standings()],
         "pairs": [asdict(pair) for pair in found.pairs()],
     }
+    _warn(found.warnings)
     print_result(tables.standings(found), summary, as_json)
     if not as_json:
         say(
-            "runs: seeds x evaluations; ±: 95% interval of the mean; behind: the first, by seed; "
-            "effect: Cliff's delta (+1: every run of the first is better); p: Wilcoxon's rank sum"
+            "runs: seeds x evaluations; ±: 95% interval of the mean; behind: the first, over the "
+            "seeds that both have where these are two or more; effect: Cliff's delta (+1: every "
+            "run of the first is better); p: Wilcoxon's rank sum, exact"
         )
         say("written to ", (str(to), "bold"), " (compare.png shows the curves)")
 
@@ -69,10 +74,12 @@ def pareto(
     plot_pareto(found, to / "pareto.png")
     rows = fronts.standings(found.curves())
     summary = {
+        "warnings": found.warnings,
         "reference": found.reference,
         "front": [asdict(point) for point in found.front],
         "hypervolume": [asdict(row) for row in rows],
     }
+    _warn(found.warnings)
     if len({point.run for point in found.points}) == 1 and not as_json:
         out.print(tables.picks(found))
     print_result(tables.hypervolumes(rows), summary, as_json)
@@ -84,6 +91,12 @@ def pareto(
             (str(to), "bold"),
             " (pareto.png shows the fronts)",
         )
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    """On stderr, a line."""
+    if warnings:
+        logging.getLogger("amc").warning("warning: %s", "; ".join(warnings))
 
 
 def _corner(text: str | None) -> tuple[float, float] | None:

@@ -144,6 +144,40 @@ def resume(
 
 
 @app.command()
+def apply(
+    run: Path,
+    model: Annotated[str, typer.Argument(help="a preset, a YAML file, or a network's name")],
+    overrides: Overrides = None,
+    to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Walk another network once as a run's trained agent says: no search.
+
+    Of a network's name, space, budget and data are the run's: weights=FILE names its weights.
+    """
+    import amc
+
+    begin = amc.apply
+    report = ConsoleReport(err).listen()
+    try:
+        found = begin(run, model, overrides or [], out=to, report=report, trust=trust)
+    except KeyboardInterrupt as stop:
+        report.close()
+        raise Interrupted(how_to_resume(getattr(stop, "path", None))) from None
+    if not as_json and len(found.policy) == 1:
+        (policy,) = found.policy
+        say(
+            f"within {found.result.run.config.budget.label} of the "
+            f"{found.result.run.config.budget.metric}, before fine-tuning: the policy "
+            f"{tables.percent(policy['search_accuracy'])} (reward {policy['reward']:.4g}), the "
+            f"uniform strategy {tables.percent(found.uniform['search_accuracy'])} "
+            f"({found.uniform['reward']:.4g}); the better one is kept"
+        )
+    _closing(found.result, as_json)
+
+
+@app.command()
 def sweep(
     preset: str,
     overrides: Annotated[

@@ -24,9 +24,10 @@ from amc.data.images import Images
 from amc.data.labels import class_numbers
 from amc.data.loaders import LoaderImages
 from amc.data.places import find_file
-from amc.data.samplers import in_common, own_randomness
+from amc.data.samplers import in_common
 from amc.errors import UserError, unknown
 from amc.network.torchvision_compat import torchvision
+from amc.randomness import own_randomness
 
 SEEN = 16  # images at once, to see whether they differ
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

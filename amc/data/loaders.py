@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert
 
 from amc.data.labels import class_numbers
-from amc.data.samplers import drawn, own_randomness
+from amc.data.samplers import drawn
 from amc.errors import UserError, first_line
 from amc.network.layers import IntArray
+from amc.randomness import own_randomness
 
 LABELS = ("labels", "label", "targets", "target", "y")  # names of them in batches that are dicts
 TWICE = 16  # images that are fetched a second time, to see whether they are the same

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch.utils.data import (
 
 from amc.errors import UserError
 from amc.network.layers import IntArray
+from amc.randomness import own_randomness
 
 DRAWS = 100  # of an image; a sampler that draws more on average is taken to be endless
 
@@ -50,7 +49,8 @@ def drawn(loader: DataLoader[Any], count: int, whose: str) -> IntArray:
     elif kind is WeightedRandomSampler:
         chosen = np.flatnonzero(np.asarray(sampler.weights) > 0)
     else:
-        with own_randomness(0, sampler), own_randomness(0, getattr(sampler, "sampler", None)):
+        inner = getattr(sampler, "sampler", None)
+        with own_randomness(0, _generator_of(sampler), _generator_of(inner)):
             chosen, again = (_numbers(_flat(sampler), count, whose) for _ in range(2))
         if not np.array_equal(chosen, again):
             raise UserError(
@@ -70,26 +70,9 @@ def in_common(train: tuple[Any, IntArray], test: tuple[Any, IntArray]) -> int:
     return len(np.intersect1d(ours, theirs)) if first is second else 0
 
 
-@contextmanager
-def own_randomness(seed: int, sampler: object = None) -> Iterator[None]:
-    """What is random inside draws from states of its own: the global ones, and that of a sampler's
-    generator, are left as they were.
-    """
-    generators = [torch.default_generator]
-    if isinstance(generator := getattr(sampler, "generator", None), torch.Generator):
-        generators.append(generator)
-    states = [generator.get_state() for generator in generators]
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        random.setstate(python)
-        np.random.set_state(numpy)
+def _generator_of(sampler: object) -> torch.Generator | None:
+    generator = getattr(sampler, "generator", None)
+    return generator if isinstance(generator, torch.Generator) else None
 
 
 def _flat(sampler: Iterable[Any]) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """How training images are divided: the held-out ones, on which a search measures; the calibration
-ones, which repair may use; and the rest. The test images are for final figures only.
+ones, which repair may use; and the rest. The test images are for final figures only (and to tell
+whether the held-out ones have been trained on: `amc.evaluate.memory`).
 """
 
 from __future__ import annotations

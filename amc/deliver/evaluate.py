@@ -17,12 +17,14 @@ from amc.network.trace import trace
 from amc.plugins import users_code
 from amc.problem import Problem
 from amc.progress import Report, silent
+from amc.randomness import own_randomness
 from amc.runs import names
 from amc.runs.directory import Run
 from amc.search import open_problem
 
 
 @users_code()
+@own_randomness()
 def evaluate(
     path: str | Path, test: bool = False, report: Report = silent, trust: bool = False
 ) -> dict[str, Any]:

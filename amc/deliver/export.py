@@ -27,6 +27,7 @@ from amc.network.models import load_weights
 from amc.plugins import users_code
 from amc.problem import Problem
 from amc.progress import Report, silent
+from amc.randomness import own_randomness
 from amc.runs import names
 from amc.runs.directory import Run
 from amc.runs.lock import writing
@@ -40,6 +41,7 @@ CHECKED = 1000  # test images, at most, on which formats are checked against PyT
 
 
 @users_code()
+@own_randomness()
 def export(
     run: SearchResult | str | Path,
     formats: Collection[str] = FORMATS,

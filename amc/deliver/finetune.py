@@ -25,6 +25,7 @@ from amc.network.models import load_weights
 from amc.plugins import users_code
 from amc.problem import Problem
 from amc.progress import Report, silent
+from amc.randomness import own_randomness
 from amc.reading import parse_yaml, read_json, read_text, typed
 from amc.runs import names
 from amc.runs.directory import Run
@@ -52,6 +53,7 @@ class FinetuneResult:
 
 
 @users_code()
+@own_randomness()
 def finetune(
     run: SearchResult | str | Path,
     config: FinetuneConfig | Mapping[str, Any] | Sequence[str] | None = None,
@@ -196,7 +198,7 @@ def _trainer(
     report: Report,
 ) -> Trainer:
     """The trainer of a compressed network: who teaches, and on which images."""
-    distill, network = settings.distill, problem.network
+    distill, network, seed = settings.distill, problem.network, settings.seed or 0
     objective = Objective(compressed, settings.label_smoothing)
     features = distill.hint or distill.attention or distill.fsp
     if features or distill.soft:
@@ -207,9 +209,9 @@ def _trainer(
         else:
             teacher = prepared(network.model, network, bf16)  # faster, but the layers are fused
         shape = problem.dataset.input_shape
-        objective = Distillation(compressed, teacher, shape, distill, settings.label_smoothing)
+        smoothing = settings.label_smoothing
+        objective = Distillation(compressed, teacher, shape, distill, smoothing, seed)
     every = np.arange(len(problem.dataset.train.labels))
-    seed = settings.seed or 0
     lesson = Lesson(objective, problem.dataset, every, seed=seed)
     if settings.hold_out:
         lesson = replace(lesson, train=problem.splits.train, heldout=problem.splits.heldout)

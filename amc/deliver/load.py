@@ -17,6 +17,7 @@ from amc.network.checkpoints import shapes_of
 from amc.network.copying import copied, unwrapped
 from amc.network.models import build_model, is_known, load_weights
 from amc.plugins import allow, users_code
+from amc.randomness import own_randomness
 from amc.reading import damaged, read_json
 from amc.registry import KNOWN, lookup
 from amc.runs import names
@@ -44,6 +45,7 @@ class Description(Record):
 
 
 @users_code()
+@own_randomness()
 def load(
     run: SearchResult | str | Path, model: nn.Module | None = None, *, trust: bool = False
 ) -> nn.Module:

@@ -31,6 +31,7 @@ from amc.files import write_bytes
 from amc.network.layers import example_input
 from amc.network.trace import Network
 from amc.progress import Report, silent
+from amc.randomness import own_randomness
 from amc.spaces.base import CompressionSpace
 
 FITTED, CHECKED = 24, 40  # whole networks that the overhead is fitted on, and that check it
@@ -81,6 +82,7 @@ def fit_network(networks: Sequence[Layers], measured: Sequence[float], step: int
     )
 
 
+@own_randomness()
 def measure_profile(
     space: CompressionSpace,
     runtime: Runtime,

@@ -110,9 +110,13 @@ class Evaluator:
         network = self.space.network
         return logits(prepared(network.model, network, bf16), images, self._size)
 
-    def untouched(self, images: ImageSet) -> Score:
-        """The score of the original network on other images."""
-        return score(self._untouched(images, False), images.labels)
+    def losses(self, images: ImageSet | None = None) -> Tensor:
+        """The original network's cross-entropy on each image (n,), in fp32; none: on the held-out
+        ones.
+        """
+        if images is None:
+            return per_image(self._reference, self.images.labels)[:, 1]
+        return per_image(self._untouched(images, False), images.labels)[:, 1]
 
     @property
     def precision(self) -> str:
@@ -305,8 +309,8 @@ class Evaluator:
                     continue
                 costs = cost, rival.outcome.cost
                 ours, other = (self._reward(own, candidate.budget) for own in costs)
-                theirs = rival.values[: len(values)]
-                if is_hopeless(values, theirs, ours, other, count, self.racing or 1.0):
+                assert self.racing is not None
+                if is_hopeless(values, rival.values, ours, other, self.racing):
                     break
         return values
 

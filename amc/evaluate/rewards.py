@@ -3,7 +3,7 @@
 
 With a budget that the environment keeps, `accuracy` is the paper's R_err. Those with a logarithm
 are for a search without a hard budget ("accuracy-guaranteed": set budget.ratio to 1). A user's own
-is named ``module:function``.
+is named ``module:function``; one that counts costs says so (`counts_costs`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost, Metric
@@ -26,10 +27,21 @@ class Score:
     kl: float  # nats an image, from the original network's outputs: KL(original || this)
 
 
-COSTLESS = ("accuracy", "cross_entropy", "kl")
-"""Rewards that no cost goes into: with these there is nothing to gain from less than the budget."""
-
 Reward = Callable[[Score, Cost, Cost, Budget], float]
+R = TypeVar("R", bound=Reward)
+
+
+def counts_costs(reward: R) -> R:
+    """Mark a reward that costs go into: less than the budget may be worth more then, so a search
+    does not scale its strategies to the whole budget (`budget.fill`).
+    """
+    reward.counts_costs = True  # type: ignore[attr-defined]
+    return reward
+
+
+def does_count_costs(reward: Reward) -> bool:
+    """Whether a reward has said so; one that says nothing does not."""
+    return bool(getattr(reward, "counts_costs", False))
 
 
 class NotFinite(ArithmeticError):
@@ -67,26 +79,31 @@ def kl(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
     return -score.kl
 
 
+@counts_costs
 def macs(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
     """R_FLOPs = -error * log(MACs)."""
     return _accuracy_guaranteed(score, cost, "macs")
 
 
+@counts_costs
 def params(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
     """R_Param = -error * log(params)."""
     return _accuracy_guaranteed(score, cost, "params")
 
 
+@counts_costs
 def memory(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
     """-error * log(memory_bytes)."""
     return _accuracy_guaranteed(score, cost, "memory_bytes")
 
 
+@counts_costs
 def latency(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
     """-error * log(latency in microseconds), so that the logarithm is positive."""
     return -(1 - score.accuracy) * math.log(max(1e3 * cost["latency_ms"], math.e))
 
 
+@counts_costs
 def mnasnet(score: Score, cost: Cost, original: Cost, budget: Budget) -> float:
     """accuracy * (cost / limit) ** -0.07 in the budget's metric, as a soft constraint (Tan et al.,
     CVPR 2019, eq. 2).

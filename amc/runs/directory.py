@@ -33,7 +33,9 @@ from amc.runs.journal import Journal
 from amc.runs.records import Best, LayerRow, Provenance
 from amc.sections import Config
 
-SCHEMA = 2  # 1: searches of version 0.1
+SCHEMA = (
+    3  # 1: searches of version 0.1; 2: raced by Student's t, learned from what was not executed
+)
 
 
 class Run:

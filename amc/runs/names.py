@@ -8,6 +8,7 @@ CHECKPOINT = "checkpoint/agent.pt"
 LOCK, WRITER = ".lock", ".writer.json"  # of the process that writes the folder
 LOCKS = LOCK, f"{LOCK}.held", WRITER  # the second stands in where a filesystem has no locks
 BASE = "base.safetensors"  # the base network's weights, kept where they come from no file
+POLICY = "policy.pt"  # of another run, which the agent begins with
 ERRORS = "errors"  # a folder: a traceback for each episode that a plug-in failed in
 DEVICE = "device.yaml"  # a copy of the device profile
 METRICS = "metrics.json"  # of an export, and of a fine-tuning

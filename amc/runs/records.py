@@ -84,6 +84,15 @@ class Best(Episode):
     cost_ratios: dict[str, Amount | None]
 
 
+class Checksums(Record):
+    """SHA-256 of what a run has worked on; none: there is no such file, or an earlier version's."""
+
+    weights: str | None = None  # of the file of the base network's weights
+    heldout_indices: str | None = None
+    heldout_sample: str | None = None  # of the first held-out images' pixels
+    data: str | None = None  # `amc.problem.Problem.data_sha256`
+
+
 class Provenance(Record):
     """provenance.json, as far as it is read again."""
 
@@ -96,7 +105,9 @@ class Provenance(Record):
     python: str = "unknown"
     machine: dict[str, str | int | None] = {}
     started: str = "unknown"
+    checksums: Checksums = Checksums()
     classes: Width | None = None
+    one_shot: bool = False  # whether the agent is one; of those with a name: `registry.ONE_SHOT`
     precision: str | None = None
     precision_note: str | None = None
     warning: str | None = None
@@ -104,6 +115,7 @@ class Provenance(Record):
     device_doubts: list[str] = []
     baseline: Baseline | None = None  # none: stopped early, or of version 0.1
     base_sha256: str | None = None
+    policy_sha256: str | None = None
     episode: Count | None = None  # of a fine-tuning
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from amc.errors import UserError
 from amc.network.layers import LayerSpec
+from amc.randomness import own_randomness
 
 Method = Literal["svd", "tucker", "cp", "spatial"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -173,6 +174,7 @@ def last_part(modules: Mapping[str, nn.Module], layer: str) -> str:
     return f"{layer}.{len(module) - 1}" if isinstance(module, nn.Sequential) else layer
 
 
+@own_randomness()  # what the layers draw is replaced
 def structure(module: nn.Module, method: Method, ranks: Ranks) -> nn.Sequential:
     """The parts of a layer as modules, their weights not yet set."""
     if isinstance(module, nn.Linear):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from amc.errors import UserError, unknown
 from amc.network.layers import evaluating, example_input
+from amc.randomness import own_randomness
 from amc.training.settings import DistillConfig
 
 
@@ -113,6 +114,7 @@ class Distillation(Objective):
         input_shape: Sequence[int],
         config: DistillConfig,
         label_smoothing: float = 0.0,
+        seed: int = 0,
     ) -> None:
         """Attach to layers, and add a 1 x 1 convolution for each hint whose widths differ.
 
@@ -123,6 +125,7 @@ class Distillation(Objective):
             input_shape: of an image.
             config: the weights of the losses.
             label_smoothing: of the labels.
+            seed: of the first weights of these convolutions.
 
         Raises:
             UserError: a layer does not exist, its output is no map, or FSP has to compare flows
@@ -135,7 +138,8 @@ class Distillation(Objective):
         self.regressors = nn.ModuleDict()
         if config.hint or config.attention or config.fsp:
             self.layers = config.layers or last_of_each_resolution(teacher, input_shape)
-            self._attach(input_shape)
+            with own_randomness(seed):
+                self._attach(input_shape)
 
     def _attach(self, input_shape: Sequence[int]) -> None:
         teacher = self._teacher[0]

@@ -24,6 +24,7 @@ from amc.errors import UserError
 from amc.evaluate.prepare import has_bf16_units
 from amc.network.layers import IntArray, evaluating
 from amc.progress import Report, silent
+from amc.randomness import own_randomness
 from amc.reading import damaged
 from amc.training.augment import DRAWS, augmented
 from amc.training.distill import Objective
@@ -107,7 +108,7 @@ class Trainer:
 
     def run(self, after_epoch: Callable[[Progress], None] = lambda progress: None) -> Progress:
         """Train to the end; the network then has the weights of the result and is in eval mode."""
-        with torch.random.fork_rng():  # dropout draws from the global state
+        with own_randomness(self.lesson.seed):  # dropout draws from the global state
             saved, pause = time.monotonic(), CHECKPOINT_SECONDS
             for images, labels in self._batches():
                 self._update(images, labels)

@@ -11,9 +11,10 @@ from matplotlib import rcParams
 from matplotlib.ticker import MaxNLocator
 
 from amc.analysis.compare import Axis, Comparison
-from amc.analysis.pareto import HANDCRAFTED, Pareto, Pick
+from amc.analysis.pareto import Pareto, Pick
 from amc.cost.cost import LABELS
 from amc.evaluate.outcome import Outcome
+from amc.registry import HANDCRAFTED
 
 HANDFUL = 3  # evaluations that are no curve yet
 SHADED = 3  # seeds; the interval of two (Student's t: 12.7 standard errors) hides all else
@@ -152,7 +153,9 @@ def draw_curves(
             axes.fill_between(band.x, low, high, step="post", color=color, alpha=0.15, linewidth=0)
         else:
             axes.axhline(mean[-1], color=color, linestyle=":", linewidth=1.2, label=name)
-        levels += [mean[-1], mean[len(mean) // 10]]
+        known = mean[~np.isnan(mean)]  # there is no best at first where no strategy counts
+        levels += [*known[-1:], *known[len(known) // 10 :][:1]]
+    levels = levels or [0.0]
     span = max(levels) - min(levels) + 1e-9
     axes.set_ylim(min(levels) - 0.1 * span, max(levels) + 0.15 * span)
     axes.set(xlabel=over, ylabel=f"{what} of the best so far")

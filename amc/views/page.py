@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from amc.analysis.compare import Comparison, compare
+from amc.analysis.own import counted
 from amc.analysis.pareto import Pareto, pareto
 from amc.analysis.pareto import standings as hypervolumes
 from amc.config import to_yaml
@@ -184,7 +185,7 @@ def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[Markup]:
     pictures = [_front(front)]
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if not run.config.budget.is_range:  # no best one to be compared
+        if not run.config.budget.is_range and counted(run):  # else there is none to be compared
             groups.setdefault(run.config.budget.label, []).append(run)
     for within, own in groups.items():
         found = _comparison(own)
@@ -197,6 +198,7 @@ def _of_runs(folder: Path, runs: Sequence[Run], every: int) -> list[Markup]:
     cost, accuracy = front.reference
     return [
         paragraph(f"{sum(run.has_ended for run in runs)} of {every} runs have ended."),
+        *(paragraph(f"Warning: {warning}.") for warning in front.warnings),
         side_by_side(pictures),
         Markup("<h2>Hypervolume</h2>"),
         table(("agent", "seeds", "hypervolume", "of the best"), volumes),

@@ -24,6 +24,7 @@ from run import ONCE, RUNS, Job, jobs
 from scipy.stats import spearmanr
 
 from amc.analysis.compare import Curve
+from amc.analysis.own import counted, own_lines
 from amc.data.places import find_file
 from amc.evaluate.measure import ImageSet, logits, per_image
 from amc.evaluate.outcome import Outcome
@@ -98,18 +99,16 @@ def all_heldout(job: Job, strategy: dict[str, int]) -> Score:
     return Score(*means)
 
 
-def own_lines(job: Job) -> list[dict[str, Any]]:
+def own_lines_of(job: Job) -> list[dict[str, Any]]:
     """The journal; of a hand-crafted policy its own strategy only."""
     assert job.path is not None
-    lines = Run.open(job.path).lines()
-    return lines[-1:] if job.agent in ONCE else lines
+    return own_lines(Run.open(job.path))
 
 
 def finalists(job: Job) -> list[dict[str, Any]]:
     """The different strategies with the highest rewards, measured on all images."""
-    lines = [line for line in own_lines(job) if Outcome.from_line(line).can_be_best]
-    if not lines:  # a hand-crafted policy that racing stopped
-        lines = own_lines(job)
+    assert job.path is not None
+    lines = counted(Run.open(job.path))
     by_strategy = {tuple(line["strategy"].values()): line for line in reversed(lines)}
     return sorted(by_strategy.values(), key=lambda line: -line["reward"])[:FINALISTS]
 
@@ -178,7 +177,7 @@ def pool(job: Job, count: int) -> list[dict[str, Any]]:
     lines: dict[tuple[int, ...], dict[str, Any]] = {}
     for other in done(job.network):
         if (other.budget, other.seed) == (job.budget, job.seed):
-            for line in own_lines(other):
+            for line in own_lines_of(other):
                 if Outcome.from_line(line).can_be_best:
                     lines.setdefault(tuple(line["strategy"].values()), line)
     chosen: dict[tuple[int, ...], dict[str, Any]] = {}
@@ -245,7 +244,7 @@ def spread(job: Job) -> list[dict[str, Any]]:
         tuple(line["strategy"].values()): line
         for other in done(job.network)
         if (other.budget, other.seed) == (job.budget, job.seed)
-        for line in own_lines(other)
+        for line in own_lines_of(other)
     }
     found = list(lines.values())
     accuracies = np.array([line["search_accuracy"] for line in found])

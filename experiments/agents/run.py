@@ -59,10 +59,12 @@ class Job:
     @property
     def overrides(self) -> list[str]:
         agent = VARIANTS.get(self.agent, [f"agent.name={self.agent}"])
-        own = [] if self.agent in ONCE else [f"agent.episodes={EPISODES}"]
+        # racing against the uniform strategy would leave an estimate of the only one there is
+        once = self.agent in ONCE
+        own = ["evaluate.racing=null"] if once else [f"agent.episodes={EPISODES}"]
         # the preset of ResNet-20 has another base network now (experiments/baselines)
         own.append(f"weights=cifar10_{self.network}_45k.safetensors")
-        return [*agent, *own, f"budget.ratio={self.budget}", f"seed={self.seed}", *SPACE, *FAST]
+        return [*agent, f"budget.ratio={self.budget}", f"seed={self.seed}", *SPACE, *FAST, *own]
 
 
 def jobs() -> list[Job]:

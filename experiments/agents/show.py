@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from measure import done
 from run import ONCE
 
-from amc.analysis.compare import Comparison, Curve, interval
+from amc.analysis.compare import Comparison, Curve
+from amc.analysis.statistics import interval
 from amc.runs.directory import Run
 from amc.views.axes import draw_curves
 

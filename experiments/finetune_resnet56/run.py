@@ -24,7 +24,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 from torch import Tensor
 
-from amc.analysis.pareto import best_within, counted
+from amc.analysis.own import best_within, counted
 from amc.data.datasets import load_dataset
 from amc.data.places import data_folder
 from amc.deliver.finetune import FinetuneResult, finetune

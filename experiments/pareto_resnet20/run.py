@@ -24,18 +24,12 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from amc.analysis.pareto import (
-    HANDCRAFTED,
-    Point,
-    best_within,
-    counted,
-    hypervolume,
-    non_dominated,
-    pareto,
-)
+from amc.analysis.own import best_within, counted
+from amc.analysis.pareto import Point, hypervolume, non_dominated, pareto
 from amc.deliver.finetune import finetune
 from amc.files import write_json
 from amc.problem import Problem
+from amc.registry import HANDCRAFTED
 from amc.runs.directory import Run, runs_in
 from amc.search import open_problem
 from amc.sweep import Sweep, sweep

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from amc.agents.ddpg import DDPGAgent, DDPGOptions
-from amc.agents.offpolicy import truncated_normal
 from amc.agents.replay import EpisodeReplayBuffer
+from amc.agents.starting import truncated_normal
 from gymnasium import spaces
 
 from amc.config import load_config

@@ -12,7 +12,8 @@ from scipy import stats
 from test_search import command
 from zoo import Mine, config_of
 
-from amc.analysis.compare import Curve, compare, interval, tables
+from amc.analysis.compare import Curve, compare, tables
+from amc.analysis.statistics import interval
 from amc.data.datasets import Dataset
 from amc.errors import UserError
 from amc.runs.directory import Run
@@ -89,10 +90,10 @@ def test_intervals_and_tests_are_what_they_say(runs: list[Path]) -> None:
 
 
 def test_agents_of_one_name_are_told_apart(digits: Dataset, tmp_path: Path) -> None:
-    paths = []
+    paths, model = [], Mine()
     for extra in ("agent.screened=1", "agent.screened=3", "budget.fill=false"):
         config = config_of("agent={name: genetic, episodes: 2}", extra)
-        paths.append(search(config, model=Mine(), dataset=digits, out=tmp_path / extra).run.path)
+        paths.append(search(config, model=model, dataset=digits, out=tmp_path / extra).run.path)
     labels = [curve.label for curve in compare(paths).curves]
     assert labels == ["genetic screened=1", "genetic screened=3", "genetic screened=2"]
     two = [curve.label for curve in compare([paths[0], paths[1], paths[1]]).curves]

@@ -24,7 +24,7 @@ from amc.search import resume, search
 OPTIONS = {
     "random": ["batch=5"],
     "genetic": ["children=5", "population=4"],
-    "ddpnas": ["epoch=5"],
+    "ddpnas": ["subrounds=1"],
     "tpe": ["startup=6"],
     "ddpg": ["envs=4", "warmup_episodes=4"],
 }

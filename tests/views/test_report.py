@@ -30,11 +30,12 @@ CHROMIUM = next(
 def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
+    model = Mine()
     for agent in ("random", "uniform"):
         for ratio in (0.4, 0.6):
             options = [] if agent == "uniform" else ["agent.episodes=5"]
             config = config_of(f"agent={{name: {agent}}}", f"budget.ratio={ratio}", *options)
-            found = search(config, model=Mine(), dataset=digits, out=out, name=f"{agent}_{ratio}")
+            found = search(config, model=model, dataset=digits, out=out, name=f"{agent}_{ratio}")
             if (agent, ratio) == ("random", 0.4):
                 finetune(found, {"epochs": 2, "augment": "none"})
     return out
