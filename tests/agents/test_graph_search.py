@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from amc.envs.graph import GraphExtractor
-from torch import Tensor
+from torch import Tensor, nn
 from zoo import Mine, config_of, journal
 
+import amc
 from amc.data.datasets import Dataset
 from amc.search import resume, search
 
@@ -61,3 +62,21 @@ def test_law_3_resumed_as_straight(
     resume(path, model=model, dataset=digits)
     assert journal(path) == journal(straight.run.path)
     assert called, "the agent looks through it"
+
+
+def test_what_was_learned_is_carried_over_to_another_network(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    """Of another number of decisions: the graph's weights are of no network."""
+    torch.manual_seed(0)
+    other = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3)),
+        *(nn.Flatten(), nn.Linear(128, 6), nn.ReLU(), nn.Linear(6, 3)),
+    )
+    source = search(config_of(*GRAPH), model=Mine(), dataset=digits, out=tmp_path / "of").run
+    config = config_of(*GRAPH, f"agent.pretrained='{source.path}'")
+    found = search(config, model=other, dataset=digits, out=tmp_path)
+    assert len(found.run.lines()) == 13
+    assert len(found.run.lines()[0]["ratios"]) > len(source.lines()[0]["ratios"])
+    (line,) = amc.apply(source.path, other, dataset=digits, out=tmp_path).policy
+    assert line["phase"] == "apply" and line["feasible"]
