@@ -10,11 +10,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from amc.envs.observation import Amc, FloatArray, Observation, Position
+from amc.envs.observation import Amc, FloatArray, Observation, Position, checked
 from gymnasium import spaces
 
 from amc.cost.budget import Budget
-from amc.errors import UserError, shown
 from amc.evaluate.outcome import Outcome
 from amc.spaces.base import CompressionSpace, Decision, Strategy
 from amc.spaces.bounding import Bounds
@@ -244,11 +243,4 @@ class CompressionEnv(gymnasium.Env[FloatArray, FloatArray]):
             (now - least) / self._whole,
             self._within.budget.limit / self._whole,
         )
-        seen = np.asarray(self.observation(position), np.float32)
-        expected = (len(self.observation.features),)
-        if seen.shape != expected or not (np.isfinite(seen).all() and np.ptp([0, 1, *seen]) <= 1):
-            raise UserError(
-                f"the observation {type(self.observation).__name__} gives {shown(seen)}: an array "
-                f"of {expected[0]} numbers from 0 to 1, one for each of its features, is expected"
-            )
-        return seen
+        return checked(self.observation, self.observation(position))

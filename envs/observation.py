@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from amc.errors import UserError, shown
 from amc.spaces.base import CompressionSpace
 
 FloatArray = NDArray[np.float32]
@@ -62,6 +63,26 @@ class Observation(Protocol):
     @property
     def extractor(self) -> tuple[type, Mapping[str, Any]] | None:
         """What turns an observation into features."""
+
+
+def checked(observation: Observation, seen: object) -> FloatArray:
+    """What an observation has given.
+
+    Raises:
+        UserError: it is not a number from 0 to 1 for each feature.
+    """
+    expected = len(observation.features)
+    try:
+        found = np.asarray(seen, np.float32)
+        sound = found.shape == (expected,) and bool(((found >= 0) & (found <= 1)).all())
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"the observation {type(observation).__name__} gives {shown(seen)}: an array of "
+            f"{expected} numbers from 0 to 1, one for each of its features, is expected"
+        )
+    return found
 
 
 class Amc:

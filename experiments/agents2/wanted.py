@@ -1,4 +1,4 @@
-"""The other way out of "seen and executed are not the same": learn from what was wanted, throughout.
+"""The other way out of "seen and executed differ": learn from what was wanted, throughout.
 
 Where the whole budget is used, an episode's keep ratios are scaled at its end. `TD3Agent` stores
 what was executed, and what would have been seen on the way there; this one what it wanted and saw.

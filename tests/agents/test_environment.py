@@ -5,56 +5,33 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
-from amc.envs import ENV_ID
 from amc.envs.observation import FEATURES, Amc, Position
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
-from zoo import zoo_network, zoo_space
+from zoo import env_around, zoo_env, zoo_network, zoo_space
 
-from amc.cost.budget import Budget
-from amc.evaluate.outcome import Outcome
-from amc.evaluate.rewards import Score
-from amc.spaces.base import CompressionSpace, Strategy
+from amc.spaces.base import CompressionSpace
 from amc.spaces.channel import ChannelSpace
 from amc.spaces.lowrank import LowRankSpace
 from amc.spaces.mixed import MixedSpace
-
-
-def make(
-    name: str = "resnet20", ratio: float = 0.5, fill: bool = False, metric: str = "macs"
-) -> gymnasium.Env:
-    return around(zoo_space(name), ratio, fill, metric)
-
-
-def around(
-    space: CompressionSpace, ratio: float = 0.5, fill: bool = False, metric: str = "macs"
-) -> gymnasium.Env:
-
-    def measure(strategy: Strategy, budget: Budget) -> Outcome:
-        cost = space.cost(strategy)
-        return Outcome(dict(strategy), (), Score(0.5, 1.0, 0.0), cost, -0.5, True, 0.0)
-
-    budget = Budget.of(metric, space.cost({}), ratio=ratio, fill=fill)  # type: ignore[arg-type]
-    return gymnasium.make(ENV_ID, space=space, budget=budget, evaluate=measure)
 
 
 @pytest.mark.parametrize("fill", [False, True])
 def test_conforms_to_gymnasium_and_stable_baselines3(fill: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_env(make(fill=fill).unwrapped, skip_render_check=True)
-        sb3_check_env(make(fill=fill))
+        check_env(zoo_env(fill=fill).unwrapped, skip_render_check=True)
+        sb3_check_env(zoo_env(fill=fill))
 
 
 @pytest.mark.parametrize("name", ["resnet20", "plain20", "mobilenet_v1"])
 @pytest.mark.parametrize("actions", ["small", "large", "zero", "random"])
 def test_a_budget_that_is_filled(name: str, actions: str) -> None:
     """Law 2 with scaling: within budget, and no single step more would be."""
-    env, space = make(name, fill=True), zoo_space(name)
+    env, space = zoo_env(name, fill=True), zoo_space(name)
     rng = np.random.default_rng(0)
     env.reset()
     for _ in space.decisions:
@@ -72,7 +49,7 @@ def test_a_budget_that_is_filled(name: str, actions: str) -> None:
 
 
 def test_an_episode() -> None:
-    env = make()
+    env = zoo_env()
     observation, _ = env.reset(seed=0)
     decisions = zoo_space("resnet20").decisions
     for index, decision in enumerate(decisions):
@@ -94,7 +71,7 @@ def test_an_episode() -> None:
 
 
 def test_the_executed_choice_is_never_above_the_action() -> None:
-    env = make(ratio=1.0)
+    env = zoo_env(ratio=1.0)
     env.reset()
     for decision in zoo_space("resnet20").decisions:
         *_, info = env.step(np.array([0.5], np.float32))
@@ -120,7 +97,7 @@ SPACES = {
 def test_reduced_and_rest_are_of_the_budgeted_metric_and_add_up(name: str, metric: str) -> None:
     """Law 12: together they are what is removed where all later decisions take their floor."""
     space = SPACES[name]()
-    env = around(space, 1.0, metric=metric)
+    env = env_around(space, 1.0, metric=metric)
     whole, floor = space.cost({})[metric], env.get_wrapper_attr("bounds").floor
     features = env.get_wrapper_attr("observation").features
     reduced, rest = features.index("reduced"), features.index("rest")
@@ -143,7 +120,7 @@ def test_the_observations_of_an_episode_are_those_of_what_was_executed(
     name: str, fill: bool
 ) -> None:
     """Law 12: whoever walks the executed ratios, exactly, sees what the episode says was seen."""
-    env, rng = make(name, fill=fill), np.random.default_rng(1)
+    env, rng = zoo_env(name, fill=fill), np.random.default_rng(1)
     features = env.get_wrapper_attr("observation").features
     for _ in range(3):
         env.reset()
@@ -161,7 +138,7 @@ def test_the_observations_of_an_episode_are_those_of_what_was_executed(
 
 def test_an_exact_episode_measures_what_it_is_told() -> None:
     """Whatever the budget says; it is called infeasible."""
-    env, space = make(ratio=0.3, fill=True), zoo_space("resnet20")
+    env, space = zoo_env(ratio=0.3, fill=True), zoo_space("resnet20")
     env.reset(options={"exact": True})
     for _ in space.decisions:
         *_, info = env.step(np.array([1.0], np.float32))
@@ -173,7 +150,7 @@ def test_an_exact_episode_measures_what_it_is_told() -> None:
 
 
 def test_a_rehearsal_is_the_episode_without_measuring() -> None:
-    env = make(fill=True)
+    env = zoo_env(fill=True)
     rng = np.random.default_rng(2)
     wanted = rng.random(len(zoo_space("resnet20").decisions)).tolist()
     left = iter(wanted)
