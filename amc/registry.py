@@ -56,6 +56,7 @@ KNOWN: dict[Kind, dict[str, str]] = {
     },
     "observation": {
         "amc": "amc.envs.observation:Amc",
+        "graph": "amc.envs.graph:Graph",
     },
     "runtime": {
         "onnxruntime": "amc.device.runtimes:OnnxRuntime",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -161,6 +162,9 @@ class LayerTable:
     folds: tuple[tuple[str, str], ...] = ()  # (layer, the BatchNorm that alone reads its output)
     rest: Rest = Rest()
     alone: Mapping[str, str] = field(default_factory=dict)  # layer -> why surgery leaves it alone
+    # (writer, reader): layers of kind conv or linear that read what others write, with none of
+    # these between them (`amc.network.flow`)
+    edges: tuple[tuple[str, str], ...] = ()
 
     def __iter__(self) -> Iterator[LayerSpec]:
         return iter(self.layers)
@@ -195,7 +199,18 @@ class LayerTable:
             layers.append(replace(last, step=step + len(inner), followed_by=layer.followed_by))
             shift += len(inner)
         activations = self.activations.splitting(split)
-        return replace(self, layers=tuple(layers), activations=activations)
+        edges = tuple(self._edges_between(parts))
+        return replace(self, layers=tuple(layers), activations=activations, edges=edges)
+
+    def _edges_between(self, parts: Mapping[str, Sequence[LayerSpec]]) -> Iterator[tuple[str, str]]:
+        """The edges when layers are replaced: what was read is read by the first part, what was
+        written is written by the last.
+        """
+        first = {layer: inside[0].name for layer, inside in parts.items()}
+        last = {layer: inside[-1].name for layer, inside in parts.items()}
+        yield from ((last.get(one, one), first.get(other, other)) for one, other in self.edges)
+        for inside in parts.values():
+            yield from pairwise(part.name for part in inside)
 
     @property
     def macs(self) -> int:

@@ -15,9 +15,11 @@ from torch.utils._pytree import tree_iter
 
 from amc.errors import UserError
 from amc.network.flops import is_composite, is_uncounted, macs_of
+from amc.network.flow import Flow
 from amc.network.kinds import does_as_its_type, is_batchnorm, is_batchnorm_like, kind_of
 from amc.network.kinds.base import Kind, has_own_weight, own_numel
 from amc.network.layers import Activations, LayerSpec, LayerTable, Rest, storage_key, tensors_in
+from amc.network.specs import spec_of
 
 _ACTIVATIONS = frozenset(
     ("relu", "hardtanh", "silu", "hardswish", "gelu", "elu", "sigmoid", "tanh", "leaky_relu")
@@ -57,6 +59,7 @@ class Recorder(TorchDispatchMode):
     _folds: list[tuple[str, str, int]] = field(default_factory=list)
     # storage -> which of the specs it comes from, through BatchNorms, sums and activations only
     _origin: dict[int, int] = field(default_factory=dict)
+    _flow: Flow = field(default_factory=Flow)
     _calls: Counter[str] = field(default_factory=Counter)
     _counted: set[int] = field(default_factory=set)  # parameters that a row has
     _uncounted: dict[str, None] = field(default_factory=dict)
@@ -97,6 +100,7 @@ class Recorder(TorchDispatchMode):
             self._uncounted_seconds += seconds
         self._seconds += seconds
         self._follow(func, args, result)
+        self._flow.operation(func, (args, kwargs), result)
         return result
 
     def _read(self, tensor: Tensor) -> None:
@@ -217,6 +221,7 @@ class Recorder(TorchDispatchMode):
     def _relate(self, own: str, module: nn.Module, source: Tensor, output: Tensor) -> None:
         """What a BatchNorm follows, and what a layer's output becomes."""
         if self.specs[-1].kind in ("conv", "linear"):
+            self._flow.layer(own, source, output)
             self._outputs[storage_key(output)] = own
             self._origin[storage_key(output)] = len(self.specs) - 1
             return
@@ -255,7 +260,8 @@ class Recorder(TorchDispatchMode):
             self._uncounted_seconds / max(self._seconds, 1e-12),
         )
         layers = tuple(self.specs)
-        return LayerTable(layers, Activations(*numbers), self._one_to_one(), rest, self.alone)
+        folds, edges = self._one_to_one(), self._flow.edges
+        return LayerTable(layers, Activations(*numbers), folds, rest, self.alone, edges)
 
     def _one_to_one(self) -> tuple[tuple[str, str], ...]:
         """Pairs of a layer and the BatchNorm that can be folded into it: both do as their type does
@@ -270,28 +276,3 @@ class Recorder(TorchDispatchMode):
             and does_as_its_type(modules[layer])
             and is_batchnorm(modules[norm])
         )
-
-
-def _size(tensor: Tensor, kind: str) -> tuple[int, int]:
-    """Height and width; for a linear layer the number of positions it is applied to (1, or the
-    length of a sequence).
-    """
-    if kind == "linear":
-        return int(np.prod(tensor.shape[1:-1], dtype=np.int64)), 1
-    sizes = [*tensor.shape[2:], 1, 1]
-    return int(sizes[0]), int(sizes[1])
-
-
-def spec_of(name: str, module: nn.Module, source: Tensor, output: Tensor) -> LayerSpec:
-    """A layer of a known kind, from a call with one image."""
-    kind = kind_of(module)
-    assert kind is not None
-    return LayerSpec(
-        name,
-        kind.name,  # type: ignore[arg-type]
-        *kind.widths(module),
-        input_size=_size(source, kind.name),
-        output_size=_size(output, kind.name),
-        repeats=len(source),
-        **kind.facts(module),
-    )

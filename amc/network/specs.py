@@ -1,0 +1,34 @@
+"""What a call of a layer tells about it."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor, nn
+
+from amc.network.kinds import kind_of
+from amc.network.layers import LayerSpec
+
+
+def _size(tensor: Tensor, kind: str) -> tuple[int, int]:
+    """Height and width; for a linear layer the number of positions it is applied to (1, or the
+    length of a sequence).
+    """
+    if kind == "linear":
+        return int(np.prod(tensor.shape[1:-1], dtype=np.int64)), 1
+    sizes = [*tensor.shape[2:], 1, 1]
+    return int(sizes[0]), int(sizes[1])
+
+
+def spec_of(name: str, module: nn.Module, source: Tensor, output: Tensor) -> LayerSpec:
+    """A layer of a known kind, from a call with one image."""
+    kind = kind_of(module)
+    assert kind is not None
+    return LayerSpec(
+        name,
+        kind.name,  # type: ignore[arg-type]
+        *kind.widths(module),
+        input_size=_size(source, kind.name),
+        output_size=_size(output, kind.name),
+        repeats=len(source),
+        **kind.facts(module),
+    )
