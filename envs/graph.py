@@ -5,7 +5,10 @@ GNN-RL (Yu, Mazaheri, Jannesari, ICML 2022) lets an agent see a network through 
 network. Its code takes one vector of the whole for all keep ratios at once, random numbers as the
 features of nodes and edges, and leaves out the shortcuts of its ResNets. Here nodes are decisions
 and have AMC's features, edges are how the layers read each other, shortcuts included, and each
-decision is seen in its place. The convolution is that of Kipf & Welling (ICLR 2017).
+decision is seen in its place. The convolution is GraphSAGE's with the mean (Hamilton, Ying,
+Leskovec: NeurIPS 2017), which keeps what a node is apart from what its neighbours are: where all
+decisions are neighbours, as in a ResNet's blocks, that of Kipf & Welling (ICLR 2017) makes all
+nodes alike.
 """
 
 from __future__ import annotations
@@ -103,9 +106,9 @@ def _behind(
 
 
 class GraphExtractor(BaseFeaturesExtractor):
-    """Two graph convolutions, D^-1/2 (A + I) D^-1/2 X W and ReLU (Kipf & Welling 2017), over the
-    decisions; a node has its static features, its keep ratio so far, and whether it is decided and
-    whether it is the one that is decided now.
+    """Two graph convolutions, ReLU([X, D^-1 A X] W) (Hamilton et al. 2017, algorithm 1 with the
+    mean, without its normalisation), over the decisions; a node has its static features, its keep
+    ratio so far, and whether it is decided and whether it is the one that is decided now.
 
     It gives the embedding of the current decision, the mean over all, and what is seen of the
     position beside the graph. After the last decision that one is still the current one.
@@ -114,7 +117,7 @@ class GraphExtractor(BaseFeaturesExtractor):
     """
 
     static: Tensor  # (decisions, static features)
-    propagation: Tensor  # (decisions, decisions)
+    means: Tensor  # over neighbours, (decisions, decisions)
 
     def __init__(
         self,
@@ -137,12 +140,12 @@ class GraphExtractor(BaseFeaturesExtractor):
         beside = observation_space.shape[0] - 1 - self.count
         super().__init__(observation_space, 2 * width + beside)
         self.convolutions = nn.ModuleList(
-            [nn.Linear(static.shape[1] + 3, width), nn.Linear(width, width)]
+            [nn.Linear(2 * (static.shape[1] + 3), width), nn.Linear(2 * width, width)]
         )
-        linked = torch.from_numpy(neighbours).float() + torch.eye(self.count)
-        scale = linked.sum(1).rsqrt()
+        linked = torch.from_numpy(neighbours).float()
+        means = linked / linked.sum(1, keepdim=True).clamp(min=1)
         self.register_buffer("static", torch.from_numpy(static), persistent=False)
-        self.register_buffer("propagation", scale[:, None] * linked * scale, persistent=False)
+        self.register_buffer("means", means, persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
         """From observations (batch, features) to (batch, `features_dim`)."""
@@ -155,6 +158,6 @@ class GraphExtractor(BaseFeaturesExtractor):
         static = self.static.expand(len(moving), -1, -1)
         nodes = torch.cat([static, moving], dim=2)
         for convolution in self.convolutions:
-            nodes = torch.relu(self.propagation @ convolution(nodes))
+            nodes = torch.relu(convolution(torch.cat([nodes, self.means @ nodes], dim=2)))
         here = nodes[torch.arange(len(nodes), device=part.device), current[:, 0]]
         return torch.cat([here, nodes.mean(1), own, appended], dim=1)

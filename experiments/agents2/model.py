@@ -1,6 +1,6 @@
-"""A model of the reward, for what would take days of real searches: of ResNet-20 at 30% of the MACs,
-a Gaussian process over the logarithms of the keep ratios, fitted to every strategy that the searches
-of run.py have measured.
+"""A model of the reward, for what would take days of real searches: of ResNet-20 at 30% of the
+MACs, a Gaussian process over the logarithms of the keep ratios, fitted to every strategy that the
+searches of run.py have measured.
 
     python experiments/agents2/model.py          model.csv: variants of the agents on it
 """

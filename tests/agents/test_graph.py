@@ -165,10 +165,11 @@ def test_what_the_extractor_gives() -> None:
     extractor = GraphExtractor(space, static, linked, own=2, width=4)
     seen = torch.tensor([[0.1, 0.2, 1 / 3, 0.7, 1.0, 1.0, 0.3, 0.4]])
     nodes = torch.tensor([[0.0, 0.7, 1, 0], [0.5, 1, 0, 1], [1, 1, 0, 0]])
-    means = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    means = torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 0]])
     for layer in extractor.convolutions:
         assert isinstance(layer, nn.Linear)
-        nodes = torch.relu(means @ (nodes @ layer.weight.T + layer.bias))
+        both = torch.cat([nodes, means @ nodes], dim=1)
+        nodes = torch.relu(both @ layer.weight.T + layer.bias)
     found = extractor(seen)
     assert found.shape == (1, extractor.features_dim) == (1, 4 + 4 + 2 + 2)
     expected = torch.cat([nodes[1], nodes.mean(0), torch.tensor([0.1, 0.2, 0.3, 0.4])])
