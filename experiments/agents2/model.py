@@ -2,7 +2,8 @@
 MACs, a Gaussian process over the logarithms of the keep ratios, fitted to every strategy that the
 searches of run.py have measured.
 
-    python experiments/agents2/model.py          model.csv: variants of the agents on it
+    python experiments/agents2/model.py    model.csv: variants of the agents on it; goes on where it
+                                           stopped (remove the file where there are new searches)
 """
 
 from __future__ import annotations
@@ -118,12 +119,14 @@ def one(variant: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     count, r2 = quality()
     print(f"{count} strategies, R2 {r2:.3f}", flush=True)
-    tasks = [(variant, seed) for variant in VARIANTS for seed in range(SEEDS)]
+    path = HERE / "model.csv"
+    rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    there = {(row["variant"], row["seed"]) for row in rows}
+    tasks = [(v, seed) for v in VARIANTS for seed in range(SEEDS) if (v, seed) not in there]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        rows = []
         for row in pool.map(one, *zip(*tasks, strict=True)):
             rows.append(row)
-            pd.DataFrame(rows).round(4).to_csv(HERE / "model.csv", index=False)
+            pd.DataFrame(rows).round(4).to_csv(path, index=False)
             print(*row.values(), flush=True)
 
 
