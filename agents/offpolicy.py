@@ -25,14 +25,14 @@ from amc.agents.replay import EpisodeReplayBuffer
 from amc.agents.starting import (
     MEASURED,
     Opening,
+    Start,
     centre,
     opening,
     truncated_normal,
     uniform_ratio,
 )
-from amc.agents.walkers import Walkers
+from amc.agents.walkers import AfterEpisode, Walkers, extractor_of
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update
@@ -73,7 +73,9 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         self.generator = np.random.default_rng([seed, 1])
         self._torch_state = torch.Generator().manual_seed(seed).get_state()
         start = self.options.start
-        self.opening = opening(env, steps, start, self.options.episodes, seed)
+        # a policy of another run comes in the place of measurements, unless these are asked for
+        before: Start = "none" if start == "auto" and self.options.pretrained else start
+        self.opening = opening(env, steps, before, self.options.episodes, seed)
         self._centre = centre(env, start, self.opening)
         self._first_ratio = 0.5 if start == "none" else uniform_ratio(env)
         self._round = steps * self.options.envs  # steps of all environments in an episode
@@ -98,7 +100,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
             policy_kwargs={
                 "net_arch": [self.options.hidden] * 2,
                 "optimizer_kwargs": {"fused": True},  # one kernel an update
-                **_extractor(env),
+                **extractor_of(env),
             },
             seed=seed,
             device="cpu",
@@ -161,7 +163,7 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         if left > 0:
             self._last_obs = None  # begin with a reset
             cast("Walkers", self.env).start(self.episodes_done)
-            callback = _AfterEpisode(on_episode or (lambda: None))
+            callback = AfterEpisode(on_episode or (lambda: None))
             self.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
 
     def adopt(self, policy: Policy) -> None:
@@ -326,34 +328,3 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         _, self.num_timesteps, self._n_updates, self._episode_num = state["counters"]
         if self.opening is not None:
             self.opening.load_state(state["opening"])
-
-
-class _AfterEpisode(BaseCallback):
-    """Calls a function after the updates of each episode: before the next rollout starts, and at
-    the end.
-    """
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__()
-        self._call = call
-        self._episodes = 0
-
-    def _on_rollout_start(self) -> None:
-        if self._episodes:
-            self._call()
-        self._episodes += 1
-
-    def _on_training_end(self) -> None:
-        self._call()
-
-    def _on_step(self) -> bool:
-        return True
-
-
-def _extractor(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
-    """What turns an observation into features, as a policy's arguments."""
-    found = getattr(env.unwrapped, "extractor", None)
-    if found is None:
-        return {}
-    extractor, arguments = found
-    return {"features_extractor_class": extractor, "features_extractor_kwargs": dict(arguments)}

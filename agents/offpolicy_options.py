@@ -32,10 +32,11 @@ class OffPolicyOptions(EpisodeOptions):
         "ratio that is drawn for the episode",
     )
     start: Start = Field(
-        "uniform",
+        "auto",
         description="the strategy that is the actor's first output, and with warmup_spread the "
         "middle of the warm-up: uniform within the budget; sensitivity: what that agent finds "
-        "from single decisions, which are measured first and count as episodes; none: no strategy",
+        "from single decisions, which are measured first and count as episodes; auto: sensitivity "
+        "where that leaves half of the episodes, else uniform; none: no strategy",
     )
     sensitivities: bool = Field(
         False,
@@ -88,7 +89,7 @@ class OffPolicyOptions(EpisodeOptions):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if self.episodes % self.envs and self.start != "sensitivity":
+        if self.episodes % self.envs:
             raise ValueError(f"{self.episodes} episodes are no multiple of {self.envs} envs")
         if self.sensitivities and self.start != "sensitivity":
             raise ValueError(f"agent.sensitivities needs agent.start sensitivity, not {self.start}")

@@ -1,4 +1,7 @@
-"""What an agent starts from: the uniform strategy, what `sensitivity` finds first, or nothing."""
+"""What an agent starts from: the uniform strategy, what `sensitivity` finds first, or nothing.
+
+``auto`` is sensitivity where its measurements leave at least half of the episodes, else uniform.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from numpy.typing import NDArray
 from scipy.stats import truncnorm
 
 Array = NDArray[np.float64]
-Start = Literal["none", "uniform", "sensitivity"]
+Start = Literal["auto", "none", "uniform", "sensitivity"]
 Centre = Callable[[int], Ratios]
 """From the number of an episode, of which its budget follows, to keep ratios (steps,)."""
 
+MOST = 1_000_000  # episodes that any agent can have
 MEASURED = 3  # keep ratios at which each decision is measured alone
 
 
@@ -50,9 +54,12 @@ def opening(
     Raises:
         UserError: the episodes are too few for it.
     """
-    if start != "sensitivity":
+    if start not in ("auto", "sensitivity"):
         return None
-    return Opening(env, steps, SensitivityOptions(episodes=episodes, choices=MEASURED), seed)
+    enough = MOST if start == "auto" else episodes
+    options = SensitivityOptions(episodes=enough, choices=MEASURED)
+    found = Opening(env, steps, options, seed)
+    return None if start == "auto" and 2 * found.episodes > episodes else found
 
 
 def centre(

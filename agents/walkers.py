@@ -1,14 +1,17 @@
-"""Episodes side by side, for algorithms that learn step by step."""
+"""Between Gymnasium and Stable-Baselines3: episodes side by side, what comes after each, and what
+turns an observation into features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 
@@ -78,3 +81,34 @@ class Walkers(DummyVecEnv):
     def _all_with(self, seen: NDArray[Any]) -> NDArray[Any]:
         """The same of a whole episode, (steps + 1, features)."""
         return np.concatenate([seen, np.concatenate([self.beside, self.beside[-1:]])], axis=1)
+
+
+class AfterEpisode(BaseCallback):
+    """Calls a function after the updates of each episode: before the next rollout starts, and at
+    the end.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__()
+        self._call = call
+        self._episodes = 0
+
+    def _on_rollout_start(self) -> None:
+        if self._episodes:
+            self._call()
+        self._episodes += 1
+
+    def _on_training_end(self) -> None:
+        self._call()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def extractor_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
+    """What turns an observation into features, as a policy's arguments."""
+    found = getattr(env.unwrapped, "extractor", None)
+    if found is None:
+        return {}
+    extractor, arguments = found
+    return {"features_extractor_class": extractor, "features_extractor_kwargs": dict(arguments)}

@@ -36,7 +36,7 @@ def overrides(name: str, episodes: int = 12) -> list[str]:
 
 
 def test_all_are_known() -> None:
-    assert {*SEARCHING, *ONCE, "vbmf"} == set(KNOWN["agent"])
+    assert {*SEARCHING, *ONCE, "vbmf", "policy"} == set(KNOWN["agent"])
 
 
 @pytest.mark.parametrize("name", [*SEARCHING, *ONCE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from test_search import journal
 from torch import nn
-from zoo import Mine, config_of
+from zoo import Mine, command, config_of
 
 import amc
 from amc.data.datasets import Dataset
@@ -121,3 +122,22 @@ def test_what_does_not_fit_is_refused(digits: Dataset, source: Path, tmp_path: P
     without = search(config, model=Mine(), dataset=digits, out=tmp_path).run.path
     with pytest.raises(UserError, match="no policy"):
         amc.apply(without, Mine(), dataset=digits, out=tmp_path)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """What a search has learned, on the preset's own network, trained otherwise."""
+    quick = ["digits_resnet8_channel_macs50", "train.epochs=1", "allow_untrained=true"]
+    agent = "agent={name: td3, episodes: 4, warmup_episodes: 2}"
+    done = command("search", *quick, agent, "--json", "--out", str(tmp_path / "of"))
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout.splitlines()[-1])["run"]
+    other = [*quick, "seed=1", "budget.ratio=0.6", "--out", str(tmp_path / "on")]
+    done = command("apply", run, *other)
+    assert done.returncode == 0, done.stderr
+    assert "the policy" in done.stdout and "the uniform strategy" in done.stdout
+    (applied,) = (tmp_path / "on").glob("*/s1-*")
+    lines = (applied / names.JOURNAL).read_text().splitlines()
+    phases = [json.loads(line)["phase"] for line in lines]
+    assert phases == ["uniform", "apply"]
+    done = command("apply", str(tmp_path), *other)
+    assert done.returncode == 2 and "not a run directory" in done.stderr
