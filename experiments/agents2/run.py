@@ -1,7 +1,7 @@
 """What agents start from, see and carry over, at equal evaluations: README.md beside this file.
 
 python experiments/agents2/run.py search [AGENT ...]   the searches; goes on where it stopped
-python experiments/agents2/run.py finetune             five epochs with soft targets
+python experiments/agents2/run.py finetune [AGENT ...] with soft targets, five epochs (--epochs)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VARIANTS: dict[str, list[str]] = {
     "sensitivity_pairs": ["agent={name: sensitivity, pairs: true}"],
 }
 TUNED = ("best", "sensitivity", "random", "uniform")
-TUNING = ["epochs=5", "lr=0.02", "distill.soft=0.9", "distill.temperature=4"]
+TUNING = ["lr=0.02", "distill.soft=0.9", "distill.temperature=4"]
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,20 @@ def run(job: Job) -> str:
     return f"{job.name} s{job.seed}: {100 * best['search_accuracy']:.2f} kl {best['kl']:.4f}"
 
 
-def tune(agent: str) -> str:
-    """Fine-tune what a search at 30% of ResNet-20 found; ``best``: of all, by its reward."""
+def tune(agent: str, epochs: int) -> str:
+    """Fine-tune what a search at 30% of ResNet-20 found: of its seeds the best by reward; ``best``:
+    of all searches.
+    """
     torch.set_num_threads(1)
     ended = [job for job in jobs() if job.ended and (job.network, job.budget) == ("resnet20", "30")]
     own = [job for job in ended if agent in ("best", job.agent)]
     runs = [Run.open(job.path) for job in own if job.path is not None]
     best = max(runs, key=lambda one: one.best["reward"])
-    done = finetune(best.path, TUNING, to=RUNS / "tuned" / agent)
-    return f"{agent}: {done}"
+    folder = RUNS / "tuned" / f"{agent}_{epochs}"
+    finetune(best.path, [*TUNING, f"epochs={epochs}"], to=folder)
+    found = json.loads((folder / "metrics.json").read_text())
+    keys = ("search_accuracy", "test_accuracy", "finetuned_test_accuracy", "seconds")
+    return f"{agent}, {best.path}: {' '.join(str(found[key]) for key in keys)}"
 
 
 def main() -> None:
@@ -142,6 +147,7 @@ def main() -> None:
     parser.add_argument("--network")
     parser.add_argument("--budget")
     parser.add_argument("--seeds", type=int, default=99)
+    parser.add_argument("--epochs", type=int, default=5)
     chosen = parser.parse_args()
     todo = [
         job
@@ -152,7 +158,11 @@ def main() -> None:
         and job.seed < chosen.seeds
     ]
     with ProcessPoolExecutor(chosen.workers, get_context("spawn")) as pool:
-        lines = pool.map(run, todo) if chosen.what == "search" else pool.map(tune, TUNED)
+        if chosen.what == "search":
+            lines = pool.map(run, todo)
+        else:
+            tuned = [agent for agent in TUNED if agent in (chosen.agents or TUNED)]
+            lines = pool.map(tune, tuned, [chosen.epochs] * len(tuned))
         for line in lines:
             print(line, flush=True)
 
