@@ -219,14 +219,17 @@ def _by_seed(curves: Sequence[Curve]) -> dict[int, float]:
 
 
 def _way_of(run: Run) -> dict[str, Any]:
-    """What may differ, but for the seed: the agent, and whether it uses the whole budget."""
-    return {"fill": run.config.budget.fill, **run.config.agent}
+    """What may differ, but for the seed: the agent, what it sees, and whether it uses the whole
+    budget.
+    """
+    config = run.config
+    return {"fill": config.budget.fill, "observation": config.observation, **config.agent}
 
 
 def _problem(run: Run) -> list[Fact]:
     """What must be the same in all runs."""
     config = run.config.model_dump()
-    for key in ("agent", "seed", "data_dir", "weights_dir", "finetune"):
+    for key in ("agent", "observation", "seed", "data_dir", "weights_dir", "finetune"):
         del config[key]
     del config["budget"]["fill"]
     costly = [(row.name, row.macs, row.params) for row in run.layers() if row.macs]

@@ -19,7 +19,13 @@ from amc.registry import HANDCRAFTED
 HANDFUL = 3  # evaluations that are no curve yet
 SHADED = 3  # seeds; the interval of two (Student's t: 12.7 standard errors) hides all else
 
-_PHASES = {"warmup": ("#9aa5b1", "random warm-up"), "explore": ("#2b6cb0", "agent")}
+_PHASES = {
+    "measure": ("#b794f4", "measured only, may be over the budget"),
+    "solve": ("#c05621", "what follows from these"),
+    "warmup": ("#9aa5b1", "random warm-up"),
+    "explore": ("#2b6cb0", "agent"),
+    "apply": ("#2b6cb0", "a policy learned before"),
+}
 
 
 def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]) -> None:
@@ -62,7 +68,8 @@ def draw_search(axes: Any, lines: Sequence[dict[str, Any]], best: dict[str, Any]
         ylabel="search accuracy (%)",
         title="Search: accuracy on held-out images, before fine-tuning",
     )
-    axes.legend(fontsize=8, loc="lower right")
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3}
+    axes.legend(fontsize=8, **below)
 
 
 def _draw_episodes(axes: Any, lines: Sequence[dict[str, Any]]) -> None:

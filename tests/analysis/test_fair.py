@@ -231,3 +231,15 @@ def test_another_precision_or_processor_is_said(runs: dict[str, Path], tmp_path:
         (warning,) = [line for line in done.stderr.splitlines() if "different precisions" in line]
         assert "different processors" in warning
         assert len(json.loads(done.stdout.splitlines()[-1])["warnings"]) == 2
+
+
+def test_runs_of_other_observations_are_compared(digits: Dataset, tmp_path: Path) -> None:
+    """What an agent sees is a part of the way, not of the problem."""
+    model, paths = Mine(), []
+    for observation in ("amc", "graph"):
+        config = config_of("agent={name: td3, episodes: 3}", f"observation={observation}")
+        paths.append(
+            search(config, model=model, dataset=digits, out=tmp_path / observation).run.path
+        )
+    labels = {curve.label for curve in compare(paths).curves}
+    assert labels == {"td3 observation=amc", "td3 observation=graph"}
