@@ -36,7 +36,7 @@ class OffPolicyOptions(EpisodeOptions):
         description="the strategy that is the actor's first output, and with warmup_spread the "
         "middle of the warm-up: uniform within the budget; sensitivity: what that agent finds "
         "from single decisions, which are measured first and count as episodes; auto: sensitivity "
-        "where that takes at most a fifth of the episodes, else uniform; none: no strategy",
+        "where that takes at most a third of the episodes, else uniform; none: no strategy",
     )
     sensitivities: bool = Field(
         False,

@@ -1,7 +1,6 @@
 """What an agent starts from: the uniform strategy, what `sensitivity` finds first, or nothing.
 
-``auto`` is sensitivity where its measurements take at most a fifth of the episodes, else uniform: of
-few decisions they say most, and losses add up less well the more there are (experiments/agents2).
+``auto`` is sensitivity where its measurements take at most a third of the episodes, else uniform.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ Centre = Callable[[int], Ratios]
 """From the number of an episode, of which its budget follows, to keep ratios (steps,)."""
 
 MOST = 1_000_000  # episodes that any agent can have
-SHARE = 0.2  # of the episodes, that measuring may take with `auto`
 MEASURED = 3  # keep ratios at which each decision is measured alone
 
 
@@ -61,7 +59,7 @@ def opening(
     enough = MOST if start == "auto" else episodes
     options = SensitivityOptions(episodes=enough, choices=MEASURED)
     found = Opening(env, steps, options, seed)
-    return None if start == "auto" and found.episodes > SHARE * episodes else found
+    return None if start == "auto" and 3 * found.episodes > episodes else found
 
 
 def centre(
