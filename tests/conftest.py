@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from amc import plugins
 from amc.data.datasets import Dataset
 
 
@@ -19,6 +20,12 @@ def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plug-ins that a test names are not named in those that come after it in this process."""
+    monkeypatch.setattr(plugins, "_named", set(plugins._named))
 
 
 @pytest.fixture(autouse=True)
