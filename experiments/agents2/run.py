@@ -28,6 +28,7 @@ EPISODES = 300
 WEIGHTS = {
     "resnet20": "cifar10_resnet20_45k_200.safetensors",
     "resnet56": "cifar10_resnet56_45k.safetensors",
+    "vgg16_bn": "cifar10_vgg16_45k.safetensors",  # experiments/lowrank_resnet56/train_vgg16.py
 }
 LATENCY = ["device=xeon_onnxruntime_1thread", "budget.metric=latency_ms"]
 VARIANTS: dict[str, list[str]] = {
@@ -72,14 +73,15 @@ class Job:
     def overrides(self) -> list[str]:
         agent = VARIANTS.get(self.agent, [f"agent.name={self.agent}"])
         if self.agent == "td3_transferred":
-            other = "resnet56" if self.network == "resnet20" else "resnet20"
+            other = "resnet56" if self.network == "resnet20" else "resnet20"  # whose policy
             source = Job(other, self.budget, "td3_sensitivity", self.seed).path
             agent = ["agent.name=td3", f"agent.pretrained={json.dumps(str(source))}"]
         own = [] if self.agent == "uniform" else [f"agent.episodes={EPISODES}"]
         ratio = int(self.budget.removeprefix("l")) / 100
         metric = LATENCY if self.budget.startswith("l") else []
         weights = f"weights={WEIGHTS[self.network]}"
-        problem = [weights, *metric, f"budget.ratio={ratio}", "space.min_ratio=0.1", *FAST]
+        network = f"model=cifar:{self.network}"
+        problem = [network, weights, *metric, f"budget.ratio={ratio}", "space.min_ratio=0.1", *FAST]
         return [*agent, *own, *problem, f"seed={self.seed}"]
 
 
@@ -100,6 +102,7 @@ def jobs() -> list[Job]:
         ("resnet20", "50", ("td3_sensitivity", "random", "td3"), [1, 2]),
         ("resnet20", "l50", ("td3_sensitivity", "random", "td3"), [1, 2]),
         ("resnet56", "30", ("td3_sensitivity", "random", "td3", "td3_graph"), [1]),
+        ("vgg16_bn", "30", ("td3", "td3_sensitivity", "td3_transferred"), [0]),
     ]
     found = [
         Job(network, budget, agent, seed)
@@ -114,7 +117,7 @@ def run(job: Job) -> str:
     """Search, or go on with a search."""
     torch.set_num_threads(1)
     if job.path is None:
-        _, config = load_config(f"cifar10_{job.network}_channel_macs50", job.overrides)
+        _, config = load_config("cifar10_resnet20_channel_macs50", job.overrides)
         best = search(config, out=RUNS, name=job.name).best
     elif not job.ended:
         best = resume(job.path).best
