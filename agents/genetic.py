@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from amc.agents.proposing import EpisodeOptions, ProposingAgent, Ratios
-from amc.agents.starting import Start, centre, opening
+from amc.agents.starting import Start, starting
 from pydantic import Field
 
 
@@ -60,9 +60,8 @@ class GeneticAgent(ProposingAgent):
 
     def begin(self) -> None:
         options = self.options
-        opened = opening(self.env, self.steps, options.start, options.episodes, self.seed)
-        self.opening = opened
-        self._centre = centre(self.env, options.start, opened)
+        begun = starting(self.env, self.steps, options.start, options.episodes, self.seed)
+        self.opening, self._centre = begun
         self._errors: list[tuple[float, ...]] = []
         if self.options.screened > 1:
             tables = [self.space.layer_errors(decision) for decision in self.space.decisions]

@@ -26,8 +26,7 @@ from amc.agents.starting import (
     MEASURED,
     Opening,
     Start,
-    centre,
-    opening,
+    starting,
     truncated_normal,
     uniform_ratio,
 )
@@ -75,8 +74,8 @@ class OffPolicyAgent(OffPolicyAlgorithm):
         start = self.options.start
         # a policy of another run comes in the place of measurements, unless these are asked for
         before: Start = "none" if start == "auto" and self.options.pretrained else start
-        self.opening = opening(env, steps, before, self.options.episodes, seed)
-        self._centre = centre(env, start, self.opening)
+        begun = starting(env, steps, before, self.options.episodes, seed)
+        self.opening, self._centre = begun
         self._first_ratio = 0.5 if start == "none" else uniform_ratio(env)
         self._round = steps * self.options.envs  # steps of all environments in an episode
         columns = MEASURED if self.options.sensitivities else 0

@@ -46,7 +46,19 @@ class Opening(SensitivityAgent):
         yield [Exactly(self.solution(self.bounds.of_episode(len(self.walks))), "solve")]
 
 
-def opening(
+def starting(
+    env: gymnasium.Env[Any, Any], steps: int, start: Start, episodes: int, seed: int
+) -> tuple[Opening | None, Centre | None]:
+    """What an agent of so many episodes walks first, and the strategy that it starts from.
+
+    Raises:
+        UserError: the episodes are too few for what it walks first.
+    """
+    measured = _opening(env, steps, start, episodes, seed)
+    return measured, None if start == "none" else _centre(env, measured)
+
+
+def _opening(
     env: gymnasium.Env[Any, Any], steps: int, start: Start, episodes: int, seed: int
 ) -> Opening | None:
     """What an agent of so many episodes walks first.
@@ -62,12 +74,10 @@ def opening(
     return None if start == "auto" and 3 * found.episodes > episodes else found
 
 
-def centre(
-    env: gymnasium.Env[Any, Any], start: Start, measured: Opening | None = None
-) -> Centre | None:
-    """The strategy that an agent starts from, within the budget of each episode."""
-    if start == "none":
-        return None
+def _centre(env: gymnasium.Env[Any, Any], measured: Opening | None) -> Centre:
+    """The strategy that an agent starts from, within the budget of each episode: the measured one,
+    else uniform.
+    """
     space, bounds = env.get_wrapper_attr("space"), env.get_wrapper_attr("bounds")
 
     def ratios(episode: int) -> Ratios:

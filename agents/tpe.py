@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import optuna
 from amc.agents.proposing import BatchOptions, ProposingAgent, Ratios
-from amc.agents.starting import Start, centre, opening, truncated_normal
+from amc.agents.starting import Start, starting, truncated_normal
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
@@ -47,9 +47,9 @@ class TPEAgent(ProposingAgent):
     options: TPEOptions
 
     def begin(self) -> None:
-        start = self.options.start
-        self.opening = opening(self.env, self.steps, start, self.options.episodes, self.seed)
-        self._centre = centre(self.env, start, self.opening)
+        options = self.options
+        begun = starting(self.env, self.steps, options.start, options.episodes, self.seed)
+        self.opening, self._centre = begun
         sampler = TPESampler(
             n_startup_trials=self.options.startup,
             seed=self.seed,

@@ -99,20 +99,16 @@ def search(
         config = parse_config(copy.deepcopy(dict(config)))
     name = folder_name(name or config.model or type(model).__name__)
     started = time.strftime("%Y%m%d-%H%M%S")
+    policy = Policy.wanted_by(config)  # refused before anything long begins
     problem = Problem.build(config, model, dataset, report)
     evaluator = problem.evaluator()
     check_trained(config, evaluator.baseline.accuracy, evaluator.images.labels)
     provenance = _provenance(problem)
     path = claim(Path(out) / name / f"s{config.seed}-{started}")
-    files = {names.LAYERS: layers_csv(problem.network.table)}
-    if problem.device is not None:
-        files[names.DEVICE] = problem.device.to_yaml().encode()
-    if model is not None or weights_file(config) is None:
-        files[names.BASE] = save(plain(problem.network.model))
-        provenance["base_sha256"] = hashlib.sha256(files[names.BASE]).hexdigest()
-    if (source := config.agent.get("pretrained")) is not None:
-        files[names.POLICY] = _policy(config, source)
-        provenance["policy_sha256"] = hashlib.sha256(files[names.POLICY]).hexdigest()
+    files = _files(problem, model is not None, policy)
+    for key, file in (("base_sha256", names.BASE), ("policy_sha256", names.POLICY)):
+        if file in files:
+            provenance[key] = hashlib.sha256(files[file]).hexdigest()
     with stoppable(path), writing(path):
         run = Run.create(path, config, provenance, files)
         return _continue(run, problem, evaluator, jobs, ray, report)
@@ -290,20 +286,16 @@ def _measurers(evaluator: Evaluator, config: Config, jobs: int, ray: str | None)
         measurers.close()
 
 
-def _policy(config: Config, source: str) -> bytes:
-    """What another run has learned, for the agent of a config.
-
-    Raises:
-        UserError: it has learned nothing, or from other observations.
-    """
-    policy = Policy.of_run(source)
-    if policy.observation != config.observation:
-        raise UserError(
-            f"agent.pretrained: the agent of {source!r} sees the observation "
-            f"{policy.observation!r}, this one {config.observation!r}: set "
-            f"observation={policy.observation}"
-        )
-    return policy.to_bytes()
+def _files(problem: Problem, from_python: bool, policy: Policy | None) -> dict[str, bytes]:
+    """What a run keeps of what it works on: weights where they come from no file."""
+    files = {names.LAYERS: layers_csv(problem.network.table)}
+    if problem.device is not None:
+        files[names.DEVICE] = problem.device.to_yaml().encode()
+    if from_python or weights_file(problem.config) is None:
+        files[names.BASE] = save(plain(problem.network.model))
+    if policy is not None:
+        files[names.POLICY] = policy.to_bytes()
+    return files
 
 
 def _provenance(problem: Problem) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Commands that search: ls, show, search, resume, sweep."""
+"""Commands that search: ls, show, search, resume, apply, sweep."""
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,12 +106,8 @@ def search(
 
     name, config = load_config(preset, overrides or [], trust)
     begin = amc.search  # what it imports is there before Ctrl-C is listened for
-    report = ConsoleReport(err).listen()
-    try:
+    with _listening() as report:
         result = begin(config, out=to, name=name, jobs=jobs, ray=ray, report=report)
-    except KeyboardInterrupt as stop:
-        report.close()
-        raise Interrupted(how_to_resume(getattr(stop, "path", None))) from None
     _closing(result, as_json)
 
 
@@ -134,12 +131,8 @@ def resume(
     import amc
 
     begin = amc.resume
-    report = ConsoleReport(err).listen()
-    try:
+    with _listening(run) as report:
         result = begin(run, jobs=jobs, ray=ray, repair=repair, report=report, trust=trust)
-    except KeyboardInterrupt:
-        report.close()
-        raise Interrupted(how_to_resume(run)) from None
     _closing(result, as_json)
 
 
@@ -159,12 +152,8 @@ def apply(
     import amc
 
     begin = amc.apply
-    report = ConsoleReport(err).listen()
-    try:
+    with _listening() as report:
         found = begin(run, model, overrides or [], out=to, report=report, trust=trust)
-    except KeyboardInterrupt as stop:
-        report.close()
-        raise Interrupted(how_to_resume(getattr(stop, "path", None))) from None
     if not as_json and len(found.policy) == 1:
         (policy,) = found.policy
         say(
@@ -242,6 +231,17 @@ def _progress(found: Sweep) -> Table:
         state = "held by another process" if one.state == "held" else one.state
         shown.add_row(one.name, str(one.config.seed), f"{one.episodes}{total}", best, state)
     return shown
+
+
+@contextmanager
+def _listening(run: Path | None = None) -> Iterator[ConsoleReport]:
+    """Progress; after Ctrl-C how to go on with the run: this one, else the one that was begun."""
+    report = ConsoleReport(err).listen()
+    try:
+        yield report
+    except KeyboardInterrupt as stop:
+        report.close()
+        raise Interrupted(how_to_resume(run or getattr(stop, "path", None))) from None
 
 
 def how_to_resume(path: Path | None) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from amc.errors import UserError
 from amc.reading import damaged
 from amc.runs.directory import Run
+from amc.sections import Config
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,25 @@ class Policy:
                 "td3, ddpg and sac have one"
             )
         return cls(name, options, run.config.observation, modules["policy"])
+
+    @classmethod
+    def wanted_by(cls, config: Config) -> Policy | None:
+        """What the agent of a config begins with: the policy of the run that it names.
+
+        Raises:
+            UserError: that run has learned nothing, or from other observations.
+        """
+        source = config.agent.get("pretrained")
+        if source is None:
+            return None
+        policy = cls.of_run(source)
+        if policy.observation != config.observation:
+            raise UserError(
+                f"agent.pretrained: the agent of {source!r} sees the observation "
+                f"{policy.observation!r}, this one {config.observation!r}: set "
+                f"observation={policy.observation}"
+            )
+        return policy
 
     @classmethod
     def read(cls, path: Path) -> Policy:
