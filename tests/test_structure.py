@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     ["amc", "amc.moved", "amc.errors", "amc.progress", "amc.options"],
-    ["amc.files", "amc.reading", "amc.randomness"],
+    ["amc.files", "amc.reading", "amc.randomness", "amc.compute"],
     ["amc.plugins"],
     ["amc.registry"],
     ["amc.overrides"],

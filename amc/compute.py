@@ -1,0 +1,201 @@
+"""What a search and a fine-tuning run on: the processor, or an accelerator.
+
+(A *device* is what the network will be deployed on.) What is random is drawn on the processor, so
+that it does not depend on the compute.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amc.errors import UserError, out_of_memory
+
+AUTO = "auto"
+NAME = re.compile(r"auto|[a-z0-9]+(:[0-9]{1,4})?")
+RESIDENT = 0.5  # of an accelerator's free memory: so much may be filled with images
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device of torch's, and how to use it."""
+
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def of(cls, name: str = AUTO) -> Compute:
+        """By its name: ``auto`` (the accelerator that torch finds, else the processor), ``cpu``,
+        ``cuda``, ``cuda:1``, or another device that torch finds here.
+
+        Raises:
+            UserError: torch finds none of that name.
+        """
+        if name == AUTO:
+            found = accelerator()
+            return cls() if found is None or not _doubles(found) else cls(found)
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise _missing(name) from None
+        if device.type == "cpu":
+            return cls()
+        found = accelerator()
+        if found is None or found.type != device.type or (device.index or 0) >= count():
+            raise _missing(name)
+        device = torch.device(device.type, found.index if device.index is None else device.index)
+        if not _doubles(device):
+            raise UserError(
+                f"compute is {name}, which does not know float64, and repair solves in it: take cpu"
+            )
+        return cls(device)
+
+    @property
+    def is_accelerator(self) -> bool:
+        return self.device.type != "cpu"
+
+    @property
+    def name(self) -> str:
+        """As the config has it."""
+        return str(self.device)
+
+    @property
+    def hardware(self) -> str:
+        """What it is, for people; of the processor nothing."""
+        describe = getattr(self.module, "get_device_name", None)
+        return "" if describe is None or not self.is_accelerator else str(describe(self.device))
+
+    @property
+    def module(self) -> Any:
+        """What torch has for devices of this type: ``torch.cuda``, say."""
+        return torch.get_device_module(self.device)
+
+    @property
+    def solver(self) -> torch.device:
+        """Where float64 is solved: here, unless this is a GPU of which it is no strength (those of
+        a compute capability with a minor number, where it is a thirty-second of float32's rate).
+        """
+        capability = getattr(self.module, "get_device_capability", None)
+        if not self.is_accelerator or capability is None:
+            return self.device
+        _, minor = capability(self.device)
+        return torch.device("cpu") if minor else self.device
+
+    def holds(self, size: int) -> bool:
+        """Whether so many bytes can lie here and leave room to work."""
+        info = getattr(self.module, "mem_get_info", None)
+        if not self.is_accelerator or info is None:
+            return True
+        free, _ = info(self.device)
+        return bool(size <= RESIDENT * free)
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A tensor here. From the host it goes while the host works on, where it is pinned."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def resident(self, tensor: Tensor) -> Tensor:
+        """A tensor here, where there is room for it; else as it is, for `put` a part at a time."""
+        return self.put(tensor) if self.holds(tensor.nbytes) else tensor
+
+    def wait(self) -> None:
+        """Until what was begun here has ended."""
+        if self.is_accelerator:
+            self.module.synchronize(self.device)
+
+    def clear(self) -> None:
+        """Give back memory that is kept for tensors to come."""
+        gc.collect()
+        if self.is_accelerator:
+            self.module.empty_cache()
+
+
+@dataclass
+class Frugal:
+    """Does something in pieces, which are halved where memory does not suffice."""
+
+    size: int  # of a piece
+    least: int = 1
+    what: str = "batches"
+    on_smaller: Callable[[int], None] | None = None  # told of each new size
+
+    def __call__(self, compute: Compute, work: Callable[[int], Any]) -> Any:
+        """What ``work`` gives for a size of pieces that fits.
+
+        Raises:
+            Exception: what ``work`` raises, out of memory with the smallest pieces too.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except Exception as error:
+                if not out_of_memory(error) or self.size <= self.least:
+                    raise
+                self.size = max(self.least, self.size // 2)
+            compute.clear()  # here: the error has let go of what it held
+            logging.getLogger("amc").warning(
+                "warning: the memory of %s did not suffice: %s are of %d from now on",
+                compute.name,
+                self.what,
+                self.size,
+            )
+            if self.on_smaller is not None:
+                self.on_smaller(self.size)
+
+
+def accelerator() -> torch.device | None:
+    """The accelerator that torch finds here, the current one of several."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or not torch.accelerator.device_count():
+        return None
+    return torch.device(found.type, torch.accelerator.current_device_index())
+
+
+def count() -> int:
+    """How many accelerators there are."""
+    return 0 if accelerator() is None else int(torch.accelerator.device_count())
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 is float32 inside (convolutions of NVIDIA's GPUs take TF32 otherwise), and the same
+    each time.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        before = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:  # the caller has set it by torch's newer names: theirs to decide
+        yield
+        return
+    deterministic = cudnn.deterministic
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+        cudnn.deterministic = deterministic
+
+
+def _doubles(device: torch.device) -> bool:
+    """Whether a device computes in float64."""
+    try:
+        return bool((torch.ones(2, dtype=torch.float64, device=device) + 1).sum() == 4)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def _missing(name: str) -> UserError:
+    number = count()
+    found = accelerator()
+    have = "no accelerator" if found is None else f"{number} x {found.type}"
+    return UserError(
+        f"compute is {name}, but torch finds {have} here: take auto or cpu"
+        + ("" if found is None else f", or {found.type}:0 to {found.type}:{number - 1}")
+    )
