@@ -116,6 +116,9 @@ class Compute:
             self.module.empty_cache()
 
 
+HOST = Compute()
+
+
 @dataclass
 class Frugal:
     """Does something in pieces, which are halved where memory does not suffice."""
