@@ -66,6 +66,7 @@ class Twin(torch.Tensor):
 
 
 _COPIES = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
+_ALLOCATES = {aten.empty.memory_format, aten.empty_strided.default, aten.resize_.default}
 _READS = {aten._local_scalar_dense.default, aten.equal.default}
 
 
@@ -88,7 +89,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     place = torch.device(place.type, place.index or 0)
     out = tree_map(lambda one: Twin(one, place) if isinstance(one, Tensor) else one, result)
     out = return_and_correct_aliasing(func, args, kwargs, out)
-    if STATE.captured is not None:
+    if STATE.captured is not None and func not in _ALLOCATES:  # a graph's memory is its own
         STATE.captured.append((func, args, kwargs, out))
     return out
 
@@ -240,11 +241,16 @@ def _install() -> None:
 def twin(memory: float = math.inf) -> Iterator[_State]:
     """Let torch find it, with so much memory for a tensor."""
     _install()
-    before = torch.tensor
+    before, future = torch.tensor, torch.__future__
+    swaps = future.get_swap_module_params_on_conversion()
+    future.set_swap_module_params_on_conversion(True)  # else what is inside stays as it was
     torch.tensor = _made(before)
     STATE.here, STATE.bytes, STATE.calls, STATE.reads = True, memory, 0, 0
     try:
-        yield STATE
+        # autograd counts devices at its first backward pass, and has threads for no others
+        with torch.autograd.set_multithreading_enabled(False):
+            yield STATE
     finally:
         torch.tensor = before
+        future.set_swap_module_params_on_conversion(swaps)
         STATE.here, STATE.bytes = False, math.inf

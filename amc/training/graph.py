@@ -106,8 +106,8 @@ def _checked(update: Update, samples: Sequence[Sample], before: State) -> Graphe
             if _random_states(compute) != drawn:
                 raise _Refused("the network draws random numbers, as dropout does")
             expected = _copied(update)
-            _restore(update, before)
             graph = Graphed(update, samples[0][0], stream)
+            _restore(update, before)
             for sample in samples:
                 graph(*sample)
             if not _agree(before, expected, update.state()):

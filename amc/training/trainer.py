@@ -120,7 +120,7 @@ class Trainer:
     def _read(self) -> None:
         """Wait for the updates that were begun, and read what they came to."""
         progress = self.progress
-        progress.sums = self.update.sums.tolist()
+        progress.sums = self.update.sums.cpu().tolist()
         now = time.perf_counter()
         progress.seconds += now - self._since
         self._since = now
