@@ -21,6 +21,7 @@ from amc.errors import UserError, out_of_memory
 
 AUTO = "auto"
 NAME = re.compile(r"auto|[a-z0-9]+(:[0-9]{1,4})?")
+CPU = torch.device("cpu")
 RESIDENT = 0.5  # of an accelerator's free memory: so much may be filled with images
 
 
@@ -28,7 +29,7 @@ RESIDENT = 0.5  # of an accelerator's free memory: so much may be filled with im
 class Compute:
     """A device of torch's, and how to use it."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @classmethod
     def of(cls, name: str = AUTO) -> Compute:
@@ -86,7 +87,7 @@ class Compute:
         if not self.is_accelerator or capability is None:
             return self.device
         _, minor = capability(self.device)
-        return torch.device("cpu") if minor else self.device
+        return CPU if minor else self.device
 
     def holds(self, size: int) -> bool:
         """Whether so many bytes can lie here and leave room to work."""
@@ -116,14 +117,16 @@ class Compute:
             self.module.empty_cache()
 
 
+HOST = Compute()
+
+
 @dataclass
 class Frugal:
     """Does something in pieces, which are halved where memory does not suffice."""
 
     size: int  # of a piece
     least: int = 1
-    what: str = "batches"
-    on_smaller: Callable[[int], None] | None = None  # told of each new size
+    what: str = "batches of {} images"
 
     def __call__(self, compute: Compute, work: Callable[[int], Any]) -> Any:
         """What ``work`` gives for a size of pieces that fits.
@@ -140,13 +143,10 @@ class Frugal:
                 self.size = max(self.least, self.size // 2)
             compute.clear()  # here: the error has let go of what it held
             logging.getLogger("amc").warning(
-                "warning: the memory of %s did not suffice: %s are of %d from now on",
+                "warning: the memory of %s did not suffice: from now on %s",
                 compute.name,
-                self.what,
-                self.size,
+                self.what.format(self.size),
             )
-            if self.on_smaller is not None:
-                self.on_smaller(self.size)
 
 
 def accelerator() -> torch.device | None:

@@ -66,13 +66,15 @@ class Twin(torch.Tensor):
 
 
 _COPIES = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
+_INDEXED = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
 _READS = {aten._local_scalar_dense.default, aten.equal.default}
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
     ours = [one for one in tensors if isinstance(one, Twin)]
-    if ours and func not in _COPIES and any(_is_apart(one) for one in tensors):
+    mixed = [args[0], *args[2:]] if func in _INDEXED else tensors  # a GPU takes the host's indices
+    if ours and func not in _COPIES and any(_is_apart(one) for one in mixed):
         raise RuntimeError(f"Expected all tensors to be on the same device ({func})")
     if STATE.captured is not None and (func in _READS or _leaves(func, ours, kwargs)):
         raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
@@ -93,8 +95,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return out
 
 
-def _is_apart(tensor: Tensor) -> bool:
-    return not isinstance(tensor, Twin) and tensor.dim() > 0
+def _is_apart(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, Twin) and value.dim() > 0
 
 
 def _leaves(func: Any, ours: list[Twin], kwargs: dict[str, Any]) -> bool:

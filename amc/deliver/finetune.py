@@ -207,7 +207,8 @@ def _trainer(
             teacher = copy.deepcopy(network.model).eval().to(processes.device)
             teacher = teacher.to(torch.bfloat16) if bf16 else teacher
         else:
-            teacher = prepared(network.model, network, bf16)  # faster, but the layers are fused
+            dtype = torch.bfloat16 if bf16 else torch.float32
+            teacher = prepared(network.model, network, dtype)  # faster, but the layers are fused
         shape = problem.dataset.input_shape
         smoothing = settings.label_smoothing
         objective = Distillation(compressed, teacher, shape, distill, smoothing, seed)
