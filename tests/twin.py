@@ -132,10 +132,20 @@ class Graph:
                     old.inner.copy_(new)
 
 
+class Stream:
+    """As ``torch.cuda.Stream``: all is done at once here."""
+
+    def __init__(self, device: Any = None) -> None:
+        pass
+
+    def wait_stream(self, stream: Stream) -> None:
+        pass
+
+
 class _Module:
     """What torch has for devices of this type: ``torch.twin``."""
 
-    CUDAGraph = Graph
+    CUDAGraph, Stream = Graph, Stream
 
     def is_initialized(self) -> bool:
         return True
@@ -151,6 +161,17 @@ class _Module:
 
     def manual_seed_all(self, seed: int) -> None:
         pass
+
+    @contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        yield
+
+    def current_stream(self, device: Any = None) -> Stream:
+        return Stream()
 
     def device_count(self) -> int:
         return COUNT if STATE.here else 0

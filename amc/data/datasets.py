@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,14 @@ class Dataset:
         """uint8 (n, C, H, W) -> float32, as the network expects it; float images are so already."""
         if pixels.is_floating_point():
             return pixels
-        mean, std = (
-            torch.tensor(value, device=pixels.device).view(1, -1, 1, 1)
-            for value in (self.mean, self.std)
-        )
+        mean, std = (_of_channels(values, pixels.device) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
+
+
+@lru_cache(maxsize=16)
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value a channel, (1, C, 1, 1): sent to an accelerator once, for sending waits for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
 def _check_sizes(name: str, train: tuple[int, ...], test: tuple[int, ...]) -> None:

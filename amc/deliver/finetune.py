@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from amc.compute import AUTO, Compute
 from amc.config import finetune_config, to_yaml
 from amc.data.datasets import Dataset
 from amc.errors import UserError
@@ -36,9 +37,11 @@ from amc.search import SearchResult, open_problem
 from amc.training.distill import Distillation, Objective
 from amc.training.history import Progress
 from amc.training.keeper import BEST, InFolder
+from amc.training.lesson import Lesson
 from amc.training.processes import Processes, joined
 from amc.training.settings import FinetuneConfig
-from amc.training.trainer import Lesson, Trainer, uses_bf16
+from amc.training.trainer import Trainer
+from amc.training.update import uses_bf16
 from amc.views.pictures import plot_finetune
 
 
@@ -89,9 +92,10 @@ def finetune(
         UserError: the run has no result or no such episode, the folder was begun with other
             settings, or a setting does not fit the network.
     """
-    with joined() as processes, ExitStack() as held:
+    opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
+    compute = Compute.of(getattr(opened.config, "compute", AUTO))
+    with joined(compute) as processes, ExitStack() as held:
         report = report if processes.first else silent
-        opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
         folder = Path(to) if to is not None else opened.folder(episode) / names.FINETUNE
         chosen = opened.chosen(episode)
         if processes.first and Finished.of(folder) is None:
@@ -202,10 +206,11 @@ def _trainer(
     objective = Objective(compressed, settings.label_smoothing)
     features = distill.hint or distill.attention or distill.fsp
     if features or distill.soft:
-        bf16 = uses_bf16(settings, processes.device)
-        if features or processes.device.type != "cpu":
-            teacher = copy.deepcopy(network.model).eval().to(processes.device)
-            teacher = teacher.to(torch.bfloat16) if bf16 else teacher
+        compute = processes.compute
+        bf16 = uses_bf16(settings, compute)
+        if features or compute.is_accelerator:
+            dtype = torch.bfloat16 if bf16 else torch.float32
+            teacher = copy.deepcopy(network.model).eval().to(compute.device, dtype)
         else:
             dtype = torch.bfloat16 if bf16 else torch.float32
             teacher = prepared(network.model, network, dtype)  # faster, but the layers are fused

@@ -30,8 +30,8 @@ class Keeper(Protocol):
     def save_state(self, state: dict[str, Any]) -> None:
         """All that is needed to go on; it replaces the last one."""
 
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """The last one; none where nothing was saved."""
+    def load_state(self) -> dict[str, Any] | None:
+        """The last one, on the host; none where nothing was saved."""
 
     @property
     def source(self) -> str:
@@ -64,15 +64,15 @@ class InFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch.save hides a full disk behind an error of its own
-        torch.save(state, buffer)
+        torch.save(_on_host(state), buffer)
         write_bytes(self.folder / STATE, buffer.getvalue())
 
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+    def load_state(self) -> dict[str, Any] | None:
         path = self.folder / STATE
         if not path.is_file():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:
             raise UserError(f"{self.source!r} is damaged: {short(first_line(error))}") from error
         return state
@@ -100,8 +100,17 @@ class InMemory:
     def save_state(self, state: dict[str, Any]) -> None:
         pass
 
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+    def load_state(self) -> dict[str, Any] | None:
         return None
+
+
+def _on_host(value: Any) -> Any:
+    """The same with its tensors on the host: a training may go on on another compute."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_host(one) for key, one in value.items()}
+    return [_on_host(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def plain(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

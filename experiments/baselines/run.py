@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from amc.compute import Compute
 from amc.data.datasets import load_dataset
 from amc.data.places import data_folder, find_file
 from amc.data.splits import split
@@ -26,9 +27,10 @@ from amc.runs.provenance import surroundings
 from amc.training.distill import Objective
 from amc.training.history import Progress
 from amc.training.keeper import BEST, InFolder
+from amc.training.lesson import Lesson
 from amc.training.processes import joined
 from amc.training.settings import TrainConfig
-from amc.training.trainer import Lesson, Trainer
+from amc.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/baselines")
@@ -48,7 +50,7 @@ def main() -> None:
     splits = split(data, None, None, heldout=find_file(HELDOUT, None))
     torch.manual_seed(chosen.seed)
     model = build_model(f"cifar:{chosen.network}", 10, 3)
-    with joined() as processes:
+    with joined(Compute.of()) as processes:
         if processes.first and not (folder / PROVENANCE).is_file():
             write_json(folder / PROVENANCE, {"processes": processes.size, **surroundings()})
 

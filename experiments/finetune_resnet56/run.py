@@ -25,6 +25,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from amc.analysis.own import best_within, counted
+from amc.compute import Compute
 from amc.data.datasets import load_dataset
 from amc.data.places import data_folder
 from amc.deliver.finetune import FinetuneResult, finetune
@@ -160,7 +161,7 @@ def search() -> None:
 
 def tune(names: list[str]) -> None:
     """One training after the other, all processes at each."""
-    with joined() as processes:
+    with joined(Compute.of()) as processes:
         for job in jobs():
             if names and not job.folder.name.startswith(tuple(names)):
                 continue

@@ -21,9 +21,10 @@ from amc.training.history import Progress
 from amc.training.keeper import InFolder, InMemory
 from amc.training.processes import Processes
 from amc.training.settings import TrainConfig
-from amc.training.trainer import Lesson, Trainer, train
+from amc.training.lesson import Lesson
+from amc.training.trainer import Trainer, train
 
-ALONE = Processes(0, 1, torch.device("cpu"))
+ALONE = Processes()
 
 
 def lesson(dataset: Dataset, model: nn.Module | None = None, seed: int = 3) -> Lesson:
@@ -104,7 +105,8 @@ from amc.training.distill import Objective
 from amc.training.keeper import InFolder
 from amc.training.processes import joined
 from amc.training.settings import TrainConfig
-from amc.training.trainer import Lesson, Trainer
+from amc.training.lesson import Lesson
+from amc.training.trainer import Trainer
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -147,10 +149,10 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_trained_is_refused_in_one_sentence(digits: Dataset, tmp_path: Path) -> None:
-    three = Processes(0, 3, torch.device("cpu"))
+    three = Processes(0, 3)
     with pytest.raises(UserError, match="multiple of the 3 processes"):
         Trainer(lesson(digits), SETTINGS, three, InFolder(tmp_path))
-    with pytest.raises(UserError, match="diverged in update"):
+    with pytest.raises(UserError, match="diverged by update"):
         train(Mine(), digits, np.arange(300), TrainConfig(lr=1000, augment=False))
     with pytest.raises(UserError, match="one process"):
         InMemory(three)
