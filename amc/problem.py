@@ -106,8 +106,7 @@ class Problem:
         space, budget = bound_space()
         if untrained:
             assert config.train is not None
-            train(network.model, dataset, splits.train, config.train, config.seed, report)
-            network.model.to(compute.device)
+            train(network.model, dataset, splits.train, config.train, config.seed, report, compute)
             space, budget = bound_space()  # what there is to decide may depend on the weights
         trust(network, fresh)
         for warning in filter(None, (network.trusted.note, network.table.rest.doubt)):
