@@ -4,20 +4,25 @@ what is compressed.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from amc.compute import AUTO, HOST, Compute
 from amc.data.datasets import Dataset
 from amc.data.places import find_file
-from amc.errors import UserError, shown
+from amc.errors import UserError, first_line, shown
 from amc.network.layers import evaluating, example_input
 from amc.network.models import build_model, check_size, is_known, load_weights
 from amc.network.trace import Network
 from amc.randomness import own_randomness
 from amc.sections import Config
+from amc.surgery.verify import apart
+
+ALIKE = 1e-3  # of the largest output: by so much computes may differ
 
 
 def base_network(
@@ -47,6 +52,49 @@ def base_network(
     _check_finite(network.model, name if base is None else f"{name} with {base}")
     _check_classes(network, dataset)
     return network, untrained
+
+
+def placed(network: Network, images: Tensor, name: str) -> tuple[Compute, Tensor]:
+    """Bring a network to a compute: where it gives there what it gives on the host.
+
+    Args:
+        network: on the host.
+        images: real ones (n, C, H, W), normalised, on the host.
+        name: of the compute, as the config has it. With ``auto`` a network that does not fit an
+            accelerator stays where it is.
+
+    Returns:
+        the compute, and the images there.
+
+    Raises:
+        UserError: there is no such compute, or the network does not run there.
+    """
+    compute = Compute.of(name)
+    if not compute.is_accelerator:
+        return compute, images
+    with evaluating(network.model):
+        here = network.model(images)
+    try:
+        network.model.to(compute.device)
+        there = compute.put(images)
+        with evaluating(network.model):
+            difference = apart(network.model(there).cpu(), here)
+        if difference <= ALIKE:
+            return compute, there
+        why = f"it gives other outputs there, by {difference:.2g} of the largest"
+    except Exception as error:  # a user's forward may make tensors where it likes
+        why = first_line(error)
+    network.model.cpu()
+    if name != AUTO:
+        raise UserError(
+            f"the network {network.name!r} does not run on {compute.name} ({why}): take compute=cpu"
+        )
+    logging.getLogger("amc").warning(
+        "warning: the network does not run on %s (%s): all is done on the processor",
+        compute.name,
+        why,
+    )
+    return HOST, images
 
 
 def weights_file(config: Config) -> Path | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from amc.errors import UserError, out_of_memory
 
 AUTO = "auto"
 NAME = re.compile(r"auto|[a-z0-9]+(:[0-9]{1,4})?")
+CPU = torch.device("cpu")
 RESIDENT = 0.5  # of an accelerator's free memory: so much may be filled with images
 
 
@@ -28,7 +31,8 @@ RESIDENT = 0.5  # of an accelerator's free memory: so much may be filled with im
 class Compute:
     """A device of torch's, and how to use it."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
+    alike: bool = False  # named without a number: what works beside it may take its neighbours
 
     @classmethod
     def of(cls, name: str = AUTO) -> Compute:
@@ -40,7 +44,7 @@ class Compute:
         """
         if name == AUTO:
             found = accelerator()
-            return cls() if found is None or not _doubles(found) else cls(found)
+            return cls() if found is None or not _doubles(found) else cls(found, alike=True)
         try:
             device = torch.device(name)
         except RuntimeError:
@@ -50,12 +54,19 @@ class Compute:
         found = accelerator()
         if found is None or found.type != device.type or (device.index or 0) >= count():
             raise _missing(name)
-        device = torch.device(device.type, found.index if device.index is None else device.index)
+        alike = device.index is None
+        device = torch.device(device.type, found.index if alike else device.index)
         if not _doubles(device):
             raise UserError(
                 f"compute is {name}, which does not know float64, and repair solves in it: take cpu"
             )
-        return cls(device)
+        return cls(device, alike)
+
+    def of_worker(self, number: int) -> Compute:
+        """What one of several takes that work side by side, of as many as there are."""
+        if not self.is_accelerator or not self.alike:
+            return self
+        return Compute(torch.device(self.device.type, number % count()))
 
     @property
     def is_accelerator(self) -> bool:
@@ -86,7 +97,7 @@ class Compute:
         if not self.is_accelerator or capability is None:
             return self.device
         _, minor = capability(self.device)
-        return torch.device("cpu") if minor else self.device
+        return CPU if minor else self.device
 
     def holds(self, size: int) -> bool:
         """Whether so many bytes can lie here and leave room to work."""
@@ -125,8 +136,7 @@ class Frugal:
 
     size: int  # of a piece
     least: int = 1
-    what: str = "batches"
-    on_smaller: Callable[[int], None] | None = None  # told of each new size
+    what: str = "batches of {} images"
 
     def __call__(self, compute: Compute, work: Callable[[int], Any]) -> Any:
         """What ``work`` gives for a size of pieces that fits.
@@ -143,13 +153,10 @@ class Frugal:
                 self.size = max(self.least, self.size // 2)
             compute.clear()  # here: the error has let go of what it held
             logging.getLogger("amc").warning(
-                "warning: the memory of %s did not suffice: %s are of %d from now on",
+                "warning: the memory of %s did not suffice: from now on %s",
                 compute.name,
-                self.what,
-                self.size,
+                self.what.format(self.size),
             )
-            if self.on_smaller is not None:
-                self.on_smaller(self.size)
 
 
 def accelerator() -> torch.device | None:
@@ -163,6 +170,23 @@ def accelerator() -> torch.device | None:
 def count() -> int:
     """How many accelerators there are."""
     return 0 if accelerator() is None else int(torch.accelerator.device_count())
+
+
+def share(accelerators: float, jobs: int) -> float:
+    """The part of an accelerator that each of some jobs asks for, so that all can work at once."""
+    return 1 / math.ceil(jobs / accelerators) if accelerators >= 1 else 0.0
+
+
+def only(number: int) -> dict[str, str]:
+    """The environment in which a process finds one of the GPUs that this one finds, of as many as
+    there are; empty where there are none, or they are no NVIDIA's.
+    """
+    found = accelerator()
+    if found is None or found.type != "cuda":
+        return {}
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else [str(one) for one in range(count())]
+    return {"CUDA_VISIBLE_DEVICES": names[number % count()].strip()}
 
 
 @contextmanager

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from amc.base import base_network, built, named
+from amc.base import base_network, built, named, placed
+from amc.compute import HOST, Compute, Frugal
 from amc.cost.budget import Budget
 from amc.data.datasets import Dataset, load_dataset
 from amc.data.places import data_folder, find_file
@@ -25,6 +27,7 @@ from amc.evaluate.guessing import Guessing
 from amc.evaluate.measure import ImageSet, logits
 from amc.evaluate.memory import memorised
 from amc.evaluate.prepare import SEEN, check_alike, prepared, trust
+from amc.network.copying import copied
 from amc.network.layers import example_input
 from amc.network.trace import Network
 from amc.progress import Report, silent
@@ -50,6 +53,7 @@ class Problem:
     space: CompressionSpace
     budget: Budget
     device: DeviceProfile | None = None
+    compute: Compute = HOST  # where the network is
 
     @classmethod
     def build(
@@ -85,9 +89,10 @@ class Problem:
         evaluate = config.evaluate
         splits = split(dataset, evaluate.images, evaluate.calibration_images, config.seed, heldout)
         network, untrained = base_network(config, dataset, model, base)
-        calibration = ImageSet.of(dataset, dataset.train, splits.calibration).normalised
         fresh = ImageSet.of(dataset, dataset.train, splits.others(SEEN)).normalised
         check_alike(network, fresh, None if base is not None else model)
+        compute, fresh = placed(network, fresh, config.compute)
+        calibration = ImageSet.of(dataset, dataset.train, splits.calibration, compute).normalised
 
         def bound_space() -> tuple[CompressionSpace, Budget]:
             space = _space(config, network, calibration, report)
@@ -101,37 +106,44 @@ class Problem:
         space, budget = bound_space()
         if untrained:
             assert config.train is not None
-            train(network.model, dataset, splits.train, config.train, config.seed, report)
+            train(network.model, dataset, splits.train, config.train, config.seed, report, compute)
             space, budget = bound_space()  # what there is to decide may depend on the weights
         trust(network, fresh)
         for warning in filter(None, (network.trusted.note, network.table.rest.doubt)):
             logging.getLogger("amc").warning("warning: %s", warning)
-        return cls(config, dataset, splits, network, space, budget, device)
+        return cls(config, dataset, splits, network, space, budget, device, compute)
 
-    def evaluator(self, precision: str | None = None) -> Evaluator:
-        """Measures strategies on the held-out images."""
-        images = ImageSet.of(self.dataset, self.dataset.train, self.splits.heldout)
+    def evaluator(self, precision: str | None = None, batch_size: int | None = None) -> Evaluator:
+        """Measures strategies on the held-out images; of a run that goes on, as it began."""
+        train, how = self.dataset.train, self.config.evaluate
+        images = ImageSet.of(self.dataset, train, self.splits.heldout, self.compute)
         reward = lookup("reward", self.config.reward)
-        chosen: Any = precision or self.config.evaluate.precision
-        racing = self.config.evaluate.racing
-        return Evaluator(self.space, images, self.budget, reward, chosen, racing)
+        return Evaluator(
+            self.space,
+            images,
+            self.budget,
+            reward,
+            precision or how.precision,
+            how.racing,
+            batch_size or how.batch_size,
+        )
 
     def memorised(self, evaluator: Evaluator) -> str | None:
         """A warning where the base network looks trained on the held-out images
         (`amc.evaluate.memory`).
         """
         train, test = self.dataset.train, self.dataset.test
-        seen = ImageSet.of(self.dataset, train, self.splits.calibration)
+        seen = ImageSet.of(self.dataset, train, self.splits.calibration, self.compute)
 
         def unseen() -> Tensor:
             order = np.random.default_rng(0).permutation(len(test.labels))
-            few = ImageSet.of(self.dataset, test, np.sort(order[:UNSEEN]))
+            few = ImageSet.of(self.dataset, test, np.sort(order[:UNSEEN]), self.compute)
             return evaluator.losses(few)
 
         return memorised(evaluator.losses(seen), evaluator.losses(), unseen)
 
     def applied(self, strategy: Strategy, source: Path) -> nn.Module:
-        """The smaller network of a strategy that a file names.
+        """The smaller network of a strategy that a file names, on the host.
 
         Raises:
             UserError: it is not one of this space; ``source`` is named.
@@ -140,19 +152,20 @@ class Problem:
             self.space.complete(strategy)
         except ValueError as error:
             raise UserError(f"{str(source)!r} is damaged: its strategy: {error}") from error
-        return self.space.apply(strategy)
+        return self.space.apply(strategy).cpu()
 
     def accuracy(self, model: nn.Module, test: bool = False) -> float:
         """Of a network made from this one, on the held-out or on all test images, in fp32."""
         source = self.dataset.test if test else self.dataset.train
         indices = np.arange(len(source.labels)) if test else self.splits.heldout
-        size = self.network.table.activations.batch_size()
-        fast = prepared(model, self.network, bf16=False)
+        batches = Frugal(self.network.table.activations.batch_size())
+        fast = prepared(model, self.network)
         correct = 0.0
         for start in range(0, len(indices), 5000):  # a folder of images need not fit into memory
-            images = ImageSet.of(self.dataset, source, indices[start : start + 5000])
-            outputs = logits(fast, images, size)
-            correct += float((outputs.argmax(1) == images.labels).sum())
+            part = indices[start : start + 5000]
+            images = ImageSet.of(self.dataset, source, part, self.compute)
+            outputs = batches(self.compute, partial(logits, fast, images))
+            correct += float((outputs.argmax(1).cpu() == images.labels).sum())
         return correct / len(indices)
 
     def data_sha256(self) -> str:
@@ -191,8 +204,9 @@ class Problem:
         runtime = None if self.device is None else self._runtime()
         batch = 1 if self.device is None else self.device.batch
         runtime = runtime or make_runtime()
-        example = example_input(self.network.model, self.network.input_shape, batch)
-        models = {"baseline": self.network.model, "compressed": compressed}
+        untouched = copied(self.network.model).cpu()
+        example = example_input(untouched, self.network.input_shape, batch)
+        models = {"baseline": untouched, "compressed": copied(compressed).cpu()}
         try:
             times = timed_in_turn(runtime, models, example)
         except UserError as error:

@@ -61,7 +61,8 @@ KNOWN: dict[Kind, dict[str, str]] = {
     "runtime": {
         "onnxruntime": "amc.device.runtimes:OnnxRuntime",
         "torch": "amc.device.runtimes:TorchCpu",
-        "torch_cuda": "amc.device.runtimes:TorchCuda",
+        "torch_cuda": "amc.device.cuda:TorchCuda",
+        "torch_cuda_fp16": "amc.device.cuda:TorchCudaHalf",
         "openvino": "amc.device.runtimes:OpenVino",
     },
 }

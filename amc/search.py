@@ -161,7 +161,7 @@ def resume(
         steps = run.provenance["prepared_steps"]
         if steps is not None:
             problem.network.trusted.steps = steps
-        evaluator = problem.evaluator(run.provenance["precision"])
+        evaluator = _as_it_began(run, problem)
         return _continue(run, problem, evaluator, jobs, ray, report)
 
 
@@ -231,12 +231,19 @@ def _continue(
         logging.getLogger("amc").warning("warning: the device profile: %s", doubt)
     trusted = problem.network.trusted
     evaluator.fell_back = lambda: run.update_provenance(
-        prepared=trusted.note, prepared_steps=trusted.steps
+        prepared=trusted.note,
+        prepared_steps=trusted.steps,
+        batch_size=evaluator.pace.batch_size,
+        calibration_images=evaluator.calibration_images,
     )
     warning = problem.memorised(evaluator)
     run.update_provenance(
-        precision=evaluator.precision,
-        precision_note=evaluator.precision_note,
+        compute=problem.compute.name,
+        hardware=problem.compute.hardware,
+        precision=evaluator.pace.precision,
+        precision_note=evaluator.pace.note,
+        batch_size=evaluator.pace.batch_size,
+        calibration_images=evaluator.calibration_images,
         warning=warning,
         baseline={
             "search_accuracy": evaluator.baseline.accuracy,
@@ -260,6 +267,24 @@ def _continue(
     else:
         plot_search(run.lines(), best, run.path / names.PICTURE)
     return SearchResult(run, problem, best)
+
+
+def _as_it_began(run: Run, problem: Problem) -> Evaluator:
+    """What measures the rest of a run, as it has measured so far; on another compute as suits it,
+    with a warning.
+    """
+    begun = run.provenance
+    if begun["calibration_images"] is not None:
+        problem.space.recalibrate(begun["calibration_images"])
+    if begun["compute"] in (None, problem.compute.name):
+        return problem.evaluator(begun["precision"], begun["batch_size"])
+    logging.getLogger("amc").warning(
+        "warning: the run was begun on %s and goes on on %s: outcomes may differ in their last "
+        "digits",
+        begun["compute"],
+        problem.compute.name,
+    )
+    return problem.evaluator()
 
 
 @contextmanager

@@ -4,13 +4,13 @@ default.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from amc.compute import AUTO, NAME
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost, Metric
-from amc.evaluate.prepare import Precision
 from amc.options import LARGEST_SEED, Options
 from amc.training.settings import FinetuneConfig, TrainConfig
 
@@ -19,6 +19,12 @@ LARGEST_COUNT = 1_000_000_000  # of images
 
 def _canonical_metric(name: Any) -> Any:
     return "macs" if name == "flops" else name
+
+
+def _compute(name: Any) -> Any:
+    if isinstance(name, str) and not NAME.fullmatch(name):
+        raise ValueError("it must be auto, cpu, cuda, or cuda:1")
+    return name
 
 
 class BudgetConfig(Options):
@@ -75,9 +81,16 @@ class EvaluateConfig(Options):
         description="other training images that repair may use; none: 1,000, or a fifth of the "
         "training images where that is less",
     )
-    precision: Precision = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="auto, fp32 or bf16; auto: bf16 where the processor has units and it agrees",
+        description="auto, fp32, bf16 or fp16; auto: half the precision where that is faster here, "
+        "timed on the untouched network, and gives the same accuracy",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="images measured at once; none: what is fastest here, timed likewise",
     )
     racing: float | None = Field(
         None,
@@ -110,6 +123,10 @@ class Config(Options):
     reward: str = Field("accuracy", description="a reward by name, or module:function")
     device: str | None = Field(
         None, description="a device profile's name or file; required by latency_ms"
+    )
+    compute: Annotated[str, BeforeValidator(_compute)] = Field(
+        AUTO,
+        description="what all this runs on: auto (a GPU where there is one), cpu, cuda, or cuda:1",
     )
     evaluate: EvaluateConfig = Field(
         default_factory=EvaluateConfig, description="how a strategy is measured"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from amc.compute import HOST, count
 from amc.config import load_config, parse_config
 from amc.errors import UserError, whole_number
 from amc.evaluate.outcome import Outcome
@@ -150,7 +151,8 @@ def sweep(
         preset: a preset's name or a YAML file.
         overrides: with one value or several each.
         out: the folder for runs; the sweep's is made in it.
-        jobs: how many at a time; by default as many as there are cores for, or runs. Each takes
+        jobs: how many at a time; by default as many as there are cores for, or runs, or GPUs where
+            there are some. Each takes one of the GPUs, in turn, and
             OMP_NUM_THREADS threads; where that is not set, the cores are divided between them.
         workers: makes what runs them, from jobs and threads.
         show: called often, with what has become of them.
@@ -163,7 +165,8 @@ def sweep(
     name, planned = plan(preset, overrides, trust)
     if jobs is not None:
         jobs = whole_number(jobs, "jobs", 1, 1024)
-    jobs, threads = _divided(jobs, len(planned))
+    on_gpus = count() if any(one.config.compute != HOST.name for one in planned) else 0
+    jobs, threads = _divided(jobs, len(planned), on_gpus)
     found = Sweep(Path(out) / f"sweep_{folder_name(name)}", planned, threads)
     for one in planned:
         _look(found.folder, one)
@@ -182,10 +185,10 @@ def sweep(
     return found
 
 
-def _divided(jobs: int | None, runs: int) -> tuple[int, int]:
+def _divided(jobs: int | None, runs: int, gpus: int) -> tuple[int, int]:
     """How many runs at a time, and the threads of each."""
     named = named_threads()
-    jobs = jobs or max(1, min(cores() // (named or 1), runs))
+    jobs = jobs or max(1, min(cores() // (named or 1), runs, gpus or runs))
     return jobs, named or max(1, cores() // jobs)
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from twin import twin
 
 from amc import plugins
+from amc.compute import Compute
 from amc.data.datasets import Dataset
 
 
@@ -34,6 +37,18 @@ def _ctrl_c() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(params=["twin", pytest.param("cuda", marks=pytest.mark.cuda)])
+def elsewhere(request: pytest.FixtureRequest) -> Iterator[Compute]:
+    """Another compute than the processor: its twin, and a GPU where there is one."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+        yield Compute.of("cuda")
+    else:
+        with twin():
+            yield Compute.of("twin")
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_overrides() -> None:
         ("agent.name=ddgp", "did you mean 'ddpg'"),
         ("reward=acuracy", "did you mean 'accuracy'"),
         ("reward=nosuch:thing", "no module 'nosuch'"),
-        ("evaluate.precision=fp16", "evaluate.precision is 'fp16'"),
+        ("evaluate.precision=int8", "evaluate.precision is 'int8'"),
         ("seed", "not of the form key=value"),
     ],
 )

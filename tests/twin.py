@@ -8,6 +8,7 @@ again with the same tensors, and nothing may be read by the host meanwhile.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,13 +68,15 @@ class Twin(torch.Tensor):
 
 _COPIES = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
 _ALLOCATES = {aten.empty.memory_format, aten.empty_strided.default, aten.resize_.default}
-_READS = {aten._local_scalar_dense.default, aten.equal.default}
+_INDEXED = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+_READS = {aten._local_scalar_dense.default, aten.item.default, aten.equal.default}
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
     ours = [one for one in tensors if isinstance(one, Twin)]
-    if ours and func not in _COPIES and any(_is_apart(one) for one in tensors):
+    mixed = [args[0], *args[2:]] if func in _INDEXED else tensors  # a GPU takes the host's indices
+    if ours and func not in _COPIES and any(_is_apart(one) for one in mixed):
         raise RuntimeError(f"Expected all tensors to be on the same device ({func})")
     if STATE.captured is not None and (func in _READS or _leaves(func, ours, kwargs)):
         raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
@@ -82,7 +85,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     plain_args, plain_kwargs = tree_map(_inner, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
     device = kwargs.get("device") or (ours[0].device if ours else CPU)
-    if torch.device(device).type == "cpu" or func is aten._local_scalar_dense.default:
+    if torch.device(device).type == "cpu" or func in _READS:
         return result
     _refuse_large(result)
     place = torch.device(device)
@@ -94,8 +97,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return out
 
 
-def _is_apart(tensor: Tensor) -> bool:
-    return not isinstance(tensor, Twin) and tensor.dim() > 0
+def _is_apart(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, Twin) and value.dim() > 0
 
 
 def _leaves(func: Any, ours: list[Twin], kwargs: dict[str, Any]) -> bool:
@@ -125,10 +128,13 @@ class Graph:
 
     def replay(self) -> None:
         for func, args, kwargs, out in self.steps:
-            again = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-            for old, new in zip(tree_iter(out), tree_iter(again), strict=True):
-                if isinstance(old, Twin) and old.inner is not new:
-                    old.inner.copy_(new)
+            outs = [one for one in tree_iter(out) if isinstance(one, Twin)]
+            with torch.inference_mode(any(one.inner.is_inference() for one in outs)):
+                again = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+                found = [one for one in tree_iter(again) if isinstance(one, Tensor)]
+                for old, new in zip(outs, found, strict=True):
+                    if old.inner is not new:
+                        old.inner.copy_(new)
 
 
 class Stream:
@@ -141,10 +147,26 @@ class Stream:
         pass
 
 
+class Event:
+    """As ``torch.cuda.Event``."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        STATE.reads += 1
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1e3 * (end.at - self.at)
+
+
 class _Module:
     """What torch has for devices of this type: ``torch.twin``."""
 
-    CUDAGraph, Stream = Graph, Stream
+    CUDAGraph, Stream, Event = Graph, Stream, Event
 
     def is_initialized(self) -> bool:
         return True

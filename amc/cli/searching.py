@@ -175,7 +175,10 @@ def sweep(
     to: Annotated[Path, typer.Option("--out", help="the folder for runs")] = Path("runs"),
     jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="runs at a time")] = None,
     ray: Ray = None,
-    gpus: Annotated[float, typer.Option(min=0, max=1024, help="for each run, of Ray's")] = 0.0,
+    gpus: Annotated[
+        float | None,
+        typer.Option(min=0, max=1024, help="for each run, of Ray's; by default a share of all"),
+    ] = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -188,7 +191,7 @@ def sweep(
     from amc import sweep as sweeping
     from amc.parallel.workers import LocalWorkers, RayWorkers, Workers
 
-    if math.isnan(gpus):  # which is within any bounds
+    if gpus is not None and math.isnan(gpus):  # which is within any bounds
         raise UserError("--gpus is nan: a number from 0 to 1024 is expected")
     make: Callable[[int, int], Workers] = LocalWorkers
     if ray is not None:

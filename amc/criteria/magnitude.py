@@ -21,7 +21,7 @@ def l1(group: ChannelGroup, network: Network, grams: GramMatrices | None = None)
     for member in group.members:
         if member.side == "in" and member.layer in group.consumers:
             weight = network.model.get_submodule(member.layer).weight.detach().double()  # type: ignore[operator]
-            norms = weight.abs().transpose(0, 1).flatten(1).sum(1)
+            norms = weight.abs().transpose(0, 1).flatten(1).sum(1).cpu()
             atoms = torch.stack([norms[list(channels)].sum() for channels in member.channels])
             scores += atoms / norms.sum().clamp_min(1e-30)
     return scores

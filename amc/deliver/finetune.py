@@ -212,7 +212,8 @@ def _trainer(
             dtype = torch.bfloat16 if bf16 else torch.float32
             teacher = copy.deepcopy(network.model).eval().to(compute.device, dtype)
         else:
-            teacher = prepared(network.model, network, bf16)  # faster, but the layers are fused
+            dtype = torch.bfloat16 if bf16 else torch.float32
+            teacher = prepared(network.model, network, dtype)  # faster, but the layers are fused
         shape = problem.dataset.input_shape
         smoothing = settings.label_smoothing
         objective = Distillation(compressed, teacher, shape, distill, smoothing, seed)

@@ -72,7 +72,7 @@ def load(
     if trust:
         allow([description.model, description.space])
     if isinstance(run, SearchResult):
-        model = copied(run.problem.network.model)
+        model = copied(run.problem.network.model).cpu()
     elif model is None:
         model = _original(description, folder)
     rebuilt = _rebuilt(unwrapped(model), description, folder)

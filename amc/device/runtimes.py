@@ -95,33 +95,6 @@ class TorchCpu:
         return run
 
 
-class TorchCuda:
-    """PyTorch, eager, on the first GPU; timed by events on the device."""
-
-    name = "torch_cuda"
-    version = torch.__version__
-
-    def __init__(self, threads: int = 1) -> None:
-        if not torch.cuda.is_available():
-            raise UserError("the runtime 'torch_cuda' needs a GPU, and torch finds none here")
-        self.threads = threads
-        torch.backends.cudnn.benchmark = True
-
-    def prepare(self, model: nn.Module, example: Tensor) -> Run:
-        own, images = private_copy(model).cuda(), example.cuda()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-        def run() -> float:
-            with torch.inference_mode():
-                start.record()
-                own(images)
-                end.record()
-            end.synchronize()
-            return float(start.elapsed_time(end))
-
-        return run
-
-
 class OpenVino:
     """OpenVINO on the CPU (``pip install amc-compression[openvino]``)."""
 

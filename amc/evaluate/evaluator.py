@@ -14,25 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc.compute import Frugal
 from amc.cost.budget import Budget
 from amc.cost.cost import Cost
-from amc.errors import UserError
-from amc.evaluate.measure import AGREEMENT, ImageSet, logits, mean_score, per_image, score
+from amc.evaluate import pace
+from amc.evaluate.measure import ImageSet, logits, mean_score, per_image, score
 from amc.evaluate.outcome import NO_SCORE, Candidate, Measured, Measurers, Outcome, Rival
-from amc.evaluate.prepare import (
-    SEEN,
-    Precision,
-    Prepared,
-    confirmed,
-    has_bf16_units,
-    prepared,
-    refuse_infinite,
-)
+from amc.evaluate.prepare import SEEN, Prepared, confirmed, prepared
 from amc.evaluate.racing import blocks, estimate, is_hopeless
 from amc.evaluate.rewards import NotFinite, Reward, Score, finite
 from amc.spaces.base import CompressionSpace, Strategy
 
 _Key = tuple[int, ...]
+FEWEST = 64  # calibration images that repair is left, where memory does not suffice
 FIRST = 3  # candidates whose prepared networks are compared with their own modules
 _WAITING = "waiting"  # for others to measure
 
@@ -45,7 +39,8 @@ class Evaluator:
         images: to measure on.
         budget: what they must keep, where a call names no other.
         reward: of a score and a cost.
-        precision: auto, fp32 or bf16.
+        precision: auto, fp32, bf16 or fp16 (`amc.evaluate.pace`).
+        batch_size: images measured at once; None: what is fastest.
         racing: the confidence with which a strategy must be worse than the best one so far within
             its budget for its measurement to be stopped (`amc.evaluate.racing`); None measures all
             on all images.
@@ -57,8 +52,9 @@ class Evaluator:
         images: ImageSet,
         budget: Budget,
         reward: Reward,
-        precision: Precision = "auto",
+        precision: str = "auto",
         racing: float | None = None,
+        batch_size: int | None = None,
     ) -> None:
         if racing is not None:  # blocks must be alike, whatever order the images are in
             shuffled = torch.Generator().manual_seed(0)
@@ -68,8 +64,7 @@ class Evaluator:
         self.original = space.cost({})
         self.clock = space.clock
         self.measurers: Measurers | None = None  # for `together`
-        self.fell_back: Callable[[], None] = _nothing  # called where preparing takes a step back
-        self._size = space.network.table.activations.batch_size()
+        self.fell_back: Callable[[], None] = _nothing  # called where it goes on with less
         self._outcomes: dict[_Key, Outcome] = {}
         self._ahead: set[_Key] = set()  # measured by `together`, and not asked for yet
         self._rivals: list[Outcome] = []
@@ -77,38 +72,15 @@ class Evaluator:
         self._values: dict[_Key, Tensor] = {}  # of those that may be rivals
         self._unconfirmed = FIRST  # candidates that are compared with their own modules
         self._best = -math.inf  # reward, of those that are
-        self.precision_note = ""
-        self._bf16 = self._choose(precision)
+        self.pace, self._reference = pace.choose(space.network, images, precision, batch_size)
+        self.baseline = score(self._reference, images.labels)
+        self._batches = Frugal(self.pace.batch_size)
+        calibration = 0 if space.calibration is None else len(space.calibration)
+        self._repairs = Frugal(calibration, FEWEST, "{} calibration images")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is called: that is of this process only."""
         return {**self.__dict__, "fell_back": _nothing}
-
-    def _choose(self, precision: Precision) -> bool:
-        """Measure the untouched network; take bf16 only where it agrees with fp32.
-
-        Raises:
-            UserError: its outputs are not finite, or bf16 was asked for and differs.
-        """
-        self._reference = self._untouched(self.images, False)
-        refuse_infinite(self.space.network, self._reference, "held-out images")
-        self.baseline = score(self._reference, self.images.labels)
-        if precision == "fp32" or (precision == "auto" and not has_bf16_units()):
-            return False
-        outputs = self._untouched(self.images, True)
-        sound = bool(torch.isfinite(outputs).all())
-        difference = abs(score(outputs, self.images.labels).accuracy - self.baseline.accuracy)
-        if sound and difference <= AGREEMENT:
-            return True
-        why = f"bf16 differs from fp32 by {100 * difference:.2f} points on the untouched network"
-        if precision == "bf16":
-            raise UserError(f"evaluate.precision is bf16, but {why}")
-        self.precision_note = f"{why}: using fp32"
-        return False
-
-    def _untouched(self, images: ImageSet, bf16: bool) -> Tensor:
-        network = self.space.network
-        return logits(prepared(network.model, network, bf16), images, self._size)
 
     def losses(self, images: ImageSet | None = None) -> Tensor:
         """The original network's cross-entropy on each image (n,), in fp32; none: on the held-out
@@ -116,11 +88,35 @@ class Evaluator:
         """
         if images is None:
             return per_image(self._reference, self.images.labels)[:, 1]
-        return per_image(self._untouched(images, False), images.labels)[:, 1]
+        network = self.space.network
+        outputs = self._logits(prepared(network.model, network), images)
+        return per_image(outputs, images.labels)[:, 1]
 
     @property
-    def precision(self) -> str:
-        return "bf16" if self._bf16 else "fp32"
+    def calibration_images(self) -> int:
+        """That repair has memory for."""
+        return self._repairs.size
+
+    def _logits(self, model: nn.Module, images: ImageSet) -> Tensor:
+        """A network's outputs, (n, classes), in batches for which there is memory."""
+        outputs: Tensor = self._batches(images.compute, lambda size: logits(model, images, size))
+        if self._batches.size != self.pace.batch_size:
+            self.pace = replace(self.pace, batch_size=self._batches.size)
+            self.fell_back()
+        return outputs
+
+    def _applied(self, strategy: Strategy) -> nn.Module:
+        """The smaller network, repaired with as many images as there is memory for."""
+        before = self._repairs.size
+
+        def apply(images: int) -> nn.Module:
+            self.space.recalibrate(images)
+            return self.space.apply(strategy)
+
+        smaller: nn.Module = self._repairs(self.images.compute, apply)
+        if self._repairs.size != before:
+            self.fell_back()
+        return smaller
 
     def remember(self, outcome: Outcome) -> None:
         """Take over an outcome that was measured before (a resumed run)."""
@@ -215,8 +211,8 @@ class Evaluator:
         self, candidate: Candidate, strategy: dict[str, int], cost: Cost, start: float
     ) -> Measured:
         with self.clock("apply"):
-            smaller = self.space.apply(strategy)
-            model = prepared(smaller, self.space.network, self._bf16)
+            smaller = self._applied(strategy)
+            model = prepared(smaller, self.space.network, self.pace.dtype)
         values = self._race(candidate, model, cost)
         reward = self._reward(cost, candidate.budget)(mean_score(values))
         whole = len(values) == len(self.images.labels)
@@ -285,13 +281,14 @@ class Evaluator:
     def _confirmed(self, smaller: nn.Module) -> Prepared:
         trusted = self.space.network.trusted
         before = trusted.steps
-        model = confirmed(smaller, self.space.network, self.images[:SEEN].normalised, self._bf16)
+        seen = self.images[:SEEN].normalised
+        model = confirmed(smaller, self.space.network, seen, self.pace.dtype)
         if trusted.steps != before:
             logging.getLogger("amc").warning("warning: %s", trusted.note)
             self.fell_back()
         return model
 
-    def _race(self, candidate: Candidate, model: nn.Module, cost: Cost) -> Tensor:
+    def _race(self, candidate: Candidate, model: Prepared, cost: Cost) -> Tensor:
         """Of each image what `per_image` gives, (n, 3): of all images, or of as many as it took to
         see that the strategy is worse than its rival.
         """
@@ -300,8 +297,11 @@ class Evaluator:
         with self.clock("evaluate"):
             for block in blocks(count) if rival else [slice(0, count)]:
                 images = self.images[block]
-                outputs = logits(model, images, self._size)
-                if not bool(torch.isfinite(outputs).all()):
+                outputs = self._logits(model, images)
+                if not outputs.isfinite().all() and model.dtype == torch.float16:
+                    model = model.widened()  # fp16 ends at 65,504
+                    outputs = self._logits(model, images)
+                if not outputs.isfinite().all():
                     raise NotFinite("the network gives NaN or infinity")
                 more = per_image(outputs, images.labels, self._reference[block])
                 values = torch.cat([values, more])

@@ -25,6 +25,7 @@ from amc.surgery.factor import last_part
 from amc.surgery.verify import apart, outputs_differ
 
 Precision = Literal["auto", "fp32", "bf16"]
+FP32 = torch.float32
 
 
 def has_bf16_units() -> bool:
@@ -64,19 +65,23 @@ class Prepared(nn.Module):
         outputs: Tensor = self.model(x.to(dtype=self.dtype, memory_format=layout))
         return outputs.float()
 
+    def widened(self) -> Prepared:
+        """The same in float32, which does not overflow; this one is no longer used."""
+        return Prepared(self.model.to(FP32), FP32, self.layout).eval()
 
-def prepared(model: nn.Module, network: Network, bf16: bool = False) -> Prepared:
-    """A copy for inference only, prepared as far as the untouched network may be.
+
+def prepared(model: nn.Module, network: Network, dtype: torch.dtype = FP32) -> Prepared:
+    """A copy for inference only, prepared as far as the untouched network may be, on its compute.
 
     Args:
         model: ``network``'s own module, or what a strategy has made of it.
         network: the untouched network. Where it was not looked at yet, it is now, on random images.
-        bf16: whether to compute in bf16.
+        dtype: to compute in.
     """
     if network.trusted.steps is None:
         trust(network, example_input(network.model, network.input_shape, batch=4))
     assert network.trusted.steps is not None
-    return _prepared(model, network, network.trusted.steps, bf16)
+    return _prepared(model, network, network.trusted.steps, dtype)
 
 
 def trust(network: Network, images: Tensor) -> None:
@@ -93,7 +98,9 @@ def trust(network: Network, images: Tensor) -> None:
     confirmed(network.model, network, images)
 
 
-def confirmed(model: nn.Module, network: Network, images: Tensor, bf16: bool = False) -> Prepared:
+def confirmed(
+    model: nn.Module, network: Network, images: Tensor, dtype: torch.dtype = FP32
+) -> Prepared:
     """A prepared copy that was compared with its own module, called as it is. Where they differ one
     step less is tried, from now on for every network made from this one.
 
@@ -101,7 +108,7 @@ def confirmed(model: nn.Module, network: Network, images: Tensor, bf16: bool = F
         model: as in `prepared`.
         network: likewise.
         images: real ones (n, C, H, W), normalised.
-        bf16: of what is returned; compared is in float32.
+        dtype: of what is returned; compared is in float32.
     """
     trusted = network.trusted
     assert trusted.steps is not None
@@ -111,28 +118,27 @@ def confirmed(model: nn.Module, network: Network, images: Tensor, bf16: bool = F
             "prepared for speed the network would give other outputs than it does: "
             f"{STEPS[trusted.steps]}, no more"
         )
-    return _prepared(model, network, trusted.steps, bf16)
+    return _prepared(model, network, trusted.steps, dtype)
 
 
 def _agree(model: nn.Module, network: Network, steps: int, images: Tensor) -> bool:
     try:
-        difference = outputs_differ(_prepared(model, network, steps, False), model, images)
+        difference = outputs_differ(_prepared(model, network, steps, FP32), model, images)
     except Exception:  # whatever a user's forward may raise on what it did not expect
         return False
     return difference <= TOLERANCE
 
 
-def _prepared(model: nn.Module, network: Network, steps: int, bf16: bool) -> Prepared:
-    fast = copied(model).eval()
+def _prepared(model: nn.Module, network: Network, steps: int, dtype: torch.dtype) -> Prepared:
+    fast = copied(model).eval().to(network.place)
     layout = torch.channels_last if steps >= 1 else torch.contiguous_format
     if steps >= 2:
         _fold(fast, network)
     if steps >= 1:
         fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if steps >= 3 and (not bf16 or fuses_bf16()):
+    if steps >= 3 and (dtype == FP32 or fuses_bf16()):
         example = example_input(fast, network.input_shape, batch=2)
         fast = fused(fast, example.contiguous(memory_format=torch.channels_last))
-    dtype = torch.bfloat16 if bf16 else torch.float32
     return Prepared(fast.to(dtype), dtype, layout).eval()
 
 

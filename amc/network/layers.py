@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amc.compute import full_precision
+
 KindName = Literal["conv", "linear", "channelwise", "other"]
 
 IntArray = NDArray[np.int64]
@@ -236,7 +238,8 @@ def example_input(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's own mode is back afterwards.
+    """Eval mode, no gradients and whole float32 inside; every module's own mode is back
+    afterwards.
 
     Attention is computed by its layers, not by one operator that goes around them.
     """
@@ -245,7 +248,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(around)

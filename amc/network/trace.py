@@ -50,6 +50,11 @@ class Network:
         table = trace(own, input_shape, name, unwrapped(model))
         return cls(own, tuple(input_shape), table, name, dtype_of(model))
 
+    @property
+    def place(self) -> torch.device:
+        """The device of torch's on which it is."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
     @cached_property
     def memory_format(self) -> torch.memory_format:
         """How activations lie in memory: channels last, where the network runs so."""

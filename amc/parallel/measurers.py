@@ -1,8 +1,9 @@
 """Measure candidates side by side: in processes of this machine, or by actors of a Ray cluster.
 
-Each holds a copy of the evaluator, and takes the next candidate when it is done with one. What
-comes out is what the evaluator itself would have measured with as many threads. One that dies, with
-its machine or for want of memory, is replaced, and what it was at is measured again.
+Each holds a copy of the evaluator, and takes the next candidate when it is done with one. Where
+there are several GPUs, process i takes GPU i of them, in turn. What comes out is what the evaluator
+itself would have measured with as many threads. One that dies, with its machine or for want of
+memory, is replaced, and what it was at is measured again.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import cloudpickle
 import torch
 
+from amc.compute import HOST, Compute, share
 from amc.errors import UserError
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.outcome import Candidate, Measured
 from amc.parallel.children import deaf, end_with_parent
 from amc.parallel.cluster import connect, find_modules
+from amc.parallel.packing import packed, unpacked
 
 ATTEMPTS = 3  # to measure a batch, where measurers die
 
@@ -32,7 +34,8 @@ class LocalMeasurers:
 
     def __init__(self, evaluator: Evaluator, jobs: int) -> None:
         self.jobs = jobs
-        self._arguments = cloudpickle.dumps(evaluator), _threads(jobs)
+        self._packed, self._threads = packed(evaluator), _threads(jobs)
+        self._computes = [evaluator.images.compute.of_worker(number) for number in range(jobs)]
         self._pool: ProcessPoolExecutor | None = None
 
     def measure(self, candidates: Sequence[Candidate]) -> Iterator[Measured]:
@@ -52,7 +55,11 @@ class LocalMeasurers:
     def _running(self) -> ProcessPoolExecutor:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.jobs, spawn, _begin, self._arguments)
+            computes = spawn.SimpleQueue()
+            for compute in self._computes:
+                computes.put(compute)
+            arguments = self._packed, self._threads, computes
+            self._pool = ProcessPoolExecutor(self.jobs, spawn, _begin, arguments)
         return self._pool
 
     def close(self) -> None:
@@ -68,9 +75,10 @@ class LocalMeasurers:
 _here: list[Evaluator] = []  # of a process that measures
 
 
-def _begin(evaluator: bytes, threads: int) -> None:
+def _begin(evaluator: bytes, threads: int, computes: Any) -> None:
     end_with_parent()
-    _here.append(_copied(evaluator, threads))
+    torch.set_num_threads(threads)
+    _here.append(unpacked(evaluator, computes.get()))
 
 
 def _measure(candidate: Candidate) -> Measured:
@@ -84,10 +92,14 @@ class RayMeasurers:
         threads = _threads(jobs)
         self._ray = connect(address, jobs * threads)
         restarts = {"max_restarts": ATTEMPTS, "max_task_retries": ATTEMPTS}
-        actor = self._ray.remote(num_cpus=threads, **restarts)(_Actor)
+        compute, gpus = evaluator.images.compute, 0.0
+        if compute.is_accelerator:
+            gpus = share(self._ray.cluster_resources().get("GPU", 0), jobs)
+        place = Compute(torch.device(compute.device.type, 0)) if gpus else HOST
+        actor = self._ray.remote(num_cpus=threads, num_gpus=gpus, **restarts)(_Actor)
         # in a list: an actor that is started again asks for it again
-        self._shared = [self._ray.put(cloudpickle.dumps(evaluator))]
-        self._actors = [actor.remote(self._shared, threads, sys.path) for _ in range(jobs)]
+        self._shared = [self._ray.put(packed(evaluator))]
+        self._actors = [actor.remote(self._shared, threads, place, sys.path) for _ in range(jobs)]
 
     def measure(self, candidates: Sequence[Candidate]) -> Iterator[Measured]:
         from ray.util import ActorPool
@@ -106,20 +118,15 @@ class RayMeasurers:
 class _Actor:
     """Measures on a machine of the cluster."""
 
-    def __init__(self, shared: list[Any], threads: int, paths: list[str]) -> None:
+    def __init__(self, shared: list[Any], threads: int, compute: Compute, paths: list[str]) -> None:
         import ray
 
         find_modules(paths)
-        self._evaluator = _copied(ray.get(shared[0]), threads)
+        torch.set_num_threads(threads)
+        self._evaluator = unpacked(ray.get(shared[0]), compute)
 
     def measure(self, candidate: Candidate) -> Measured:
         return self._evaluator.measure(candidate)
-
-
-def _copied(evaluator: bytes, threads: int) -> Evaluator:
-    torch.set_num_threads(threads)
-    copy: Evaluator = cloudpickle.loads(evaluator)
-    return copy
 
 
 def _threads(jobs: int) -> int:

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+from amc.compute import only, share
 from amc.errors import UserError, first_line
 from amc.files import ASIDE, on_disk, write_bytes
 from amc.parallel.children import deaf, end_with_parent
@@ -61,29 +62,33 @@ class Workers(Protocol):
 
 
 class LocalWorkers:
-    """A process a run, on this machine."""
+    """A process a run, on this machine; of several GPUs each has one, in turn."""
 
     def __init__(self, jobs: int, threads: int) -> None:
         self.jobs, self.threads = jobs, threads
         self._numbers = itertools.count()
         self._running: dict[int, tuple[Any, Connection]] = {}
+        self._places: dict[int, int] = {}  # task -> its place among those that run
 
     def start(self, task: Task) -> int:
         context = get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_local, args=(task, self.threads, theirs), daemon=True)
+        place = next(i for i in itertools.count() if i not in self._places.values())
+        arguments = task, self.threads, only(place), theirs
+        process = context.Process(target=_local, args=arguments, daemon=True)
         with deaf():
             process.start()
         theirs.close()
         number = next(self._numbers)
         self._running[number] = process, ours
+        self._places[number] = place
         return number
 
     def ended(self) -> dict[int, End]:
         found = {}
         for number, (process, pipe) in list(self._running.items()):
             if not process.is_alive():
-                del self._running[number]
+                del self._running[number], self._places[number]
                 try:
                     found[number] = pipe.recv()
                 except EOFError:
@@ -98,9 +103,9 @@ class LocalWorkers:
             process.join()
 
 
-def _local(task: Task, threads: int, pipe: Connection) -> None:
+def _local(task: Task, threads: int, gpu: dict[str, str], pipe: Connection) -> None:
     end_with_parent()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ |= {"OMP_NUM_THREADS": str(threads), **gpu}
     try:
         task.work(task, threads, lambda what, done, total: None)
     except UserError as error:
@@ -120,13 +125,15 @@ class RayWorkers:
     jobs: int
     threads: int
     address: str = LOCAL
-    gpus: float = 0.0  # a run
+    gpus: float | None = None  # a run; none: a share, where the cluster has some
     _shelves: dict[Path, Any] = field(default_factory=dict)
     _running: dict[Any, tuple[int, Any]] = field(default_factory=dict)  # number, shelf
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
         self._ray = connect(self.address, self.jobs * self.threads)
+        if self.gpus is None:
+            self.gpus = share(self._ray.cluster_resources().get("GPU", 0), self.jobs)
         resources = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": 0}
         self._task = self._ray.remote(**resources)(_on_ray)
 

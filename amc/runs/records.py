@@ -110,6 +110,9 @@ class Provenance(Record):
     one_shot: bool = False  # whether the agent is one; of those with a name: `registry.ONE_SHOT`
     precision: str | None = None
     precision_note: str | None = None
+    compute: str | None = None  # none: of a version that knew the processor only
+    batch_size: Width | None = None
+    calibration_images: Count | None = None
     warning: str | None = None
     prepared_steps: Count | None = None
     device_doubts: list[str] = []

@@ -114,6 +114,11 @@ class CompressionSpace(ABC):
         """Without what reports: that is of this process only."""
         return {**self.__dict__, "report": silent}
 
+    def recalibrate(self, count: int) -> None:
+        """Use no more than so many calibration images from now on."""
+        if self.calibration is not None:
+            self.calibration = self.calibration[:count]
+
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """All decisions that change no layer of ``keep``, in execution order of their first layers.

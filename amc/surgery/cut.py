@@ -69,8 +69,9 @@ def masking(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> I
             if kind is not None and kind.mixes(module):
                 weight = kind.weight(module)
                 before.append((weight, weight.detach().clone()))
+                gone = torch.tensor(sides.get("in", []), dtype=torch.long, device=weight.device)
                 with torch.no_grad():
-                    weight[:, sides.get("in", [])] = 0
+                    weight.index_fill_(1, gone, 0.0)
         yield model
     finally:
         with torch.no_grad():

@@ -65,7 +65,7 @@ def images_of(job: Job) -> dict[str, tuple[ImageSet, torch.Tensor]]:
         "fresh": ImageSet.of(data, data.train, np.setdiff1d(every, seen)),
         "test": ImageSet.of(data, data.test, np.arange(len(data.test.labels))),
     }
-    base = prepared(problem.network.model, problem.network, False)
+    base = prepared(problem.network.model, problem.network)
     return {name: (images, logits(base, images, 100)) for name, images in sets.items()}
 
 
@@ -78,7 +78,7 @@ def measured(job: Job, strategy: dict[str, int], sets: Sequence[str]) -> dict[st
     if missing:
         shared = Job(job.network, 0.3, "uniform", 0)  # all seeds and budgets have its images
         problem = problem_of(shared)
-        model = prepared(problem.space.apply(strategy), problem.network, False)
+        model = prepared(problem.space.apply(strategy), problem.network)
         for part in missing:
             images, reference = images_of(shared)[part]
             outputs = logits(model, images, 100)
@@ -271,7 +271,7 @@ def write_correlation() -> None:
             score = measured(job, row["strategy"], ("seen", "test"))
             model = problem.space.apply(row["strategy"])
             train(model, problem.dataset, problem.splits.train, FINETUNE)
-            outputs = logits(prepared(model, problem.network, False), test, 100)
+            outputs = logits(prepared(model, problem.network), test, 100)
             row["network"] = job.network
             cost = problem.space.cost(row["strategy"])
             row["macs_ratio"] = cost.macs / problem.space.cost({}).macs

@@ -62,13 +62,13 @@ def images_of(network: str, budget: str) -> dict[str, tuple[ImageSet, Any]]:
         "heldout": ImageSet.of(data, data.train, every),
         "test": ImageSet.of(data, data.test, np.arange(len(data.test.labels))),
     }
-    base = prepared(problem.network.model, problem.network, False)
+    base = prepared(problem.network.model, problem.network)
     return {name: (images, logits(base, images, 100)) for name, images in sets.items()}
 
 
 def measured(job: Job, strategy: dict[str, int]) -> dict[str, Score]:
     problem = problem_of(job.network, job.budget)
-    model = prepared(problem.space.apply(strategy), problem.network, False)
+    model = prepared(problem.space.apply(strategy), problem.network)
     return {
         name: score(logits(model, images, 100), images.labels, reference)
         for name, (images, reference) in images_of(job.network, job.budget).items()

@@ -135,7 +135,7 @@ def space_of(method: str) -> str:
 
 def accuracies(problem: Problem, model: nn.Module) -> tuple[float, float]:
     """On all held-out images, and on the test images."""
-    data, fast = problem.dataset, prepared(model, problem.network, bf16=False)
+    data, fast = problem.dataset, prepared(model, problem.network)
     sets = (
         ImageSet.of(data, data.train, problem.splits.heldout),
         ImageSet.of(data, data.test, np.arange(len(data.test.labels))),

@@ -68,7 +68,7 @@ def row(
     assert macs == space.cost(strategy).macs <= problem.budget.limit, (
         "paper and metal must agree, within the budget"
     )
-    fast = prepared(model, problem.network, bf16=False)
+    fast = prepared(model, problem.network)
     data = problem.dataset
     heldout = ImageSet.of(data, data.train, problem.splits.heldout)
     test = ImageSet.of(data, data.test, np.arange(len(data.test.labels)))

@@ -21,26 +21,38 @@ from amc.network.builtin import CifarResNet
 from amc.plugins import allow
 
 SMALL = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
-LARGE = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3)).eval()
+LARGE = nn.Sequential(
+    nn.Conv2d(3, 64, 3, padding=1), *(nn.Conv2d(64, 64, 3, padding=1) for _ in range(9))
+).eval()
 IMAGE = torch.randn(1, 3, 32, 32)
+GPU = pytest.mark.cuda
 
 
 def skip_without(name: str) -> None:
-    if name == "torch_cuda" and not torch.cuda.is_available():
-        pytest.skip("torch_cuda needs a GPU")
+    if name.startswith("torch_cuda") and not torch.cuda.is_available():
+        pytest.skip(f"{name} needs a GPU")
     if name == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed (an optional extra)")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", ["onnxruntime", "torch", "torch_cuda", "openvino"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "onnxruntime",
+        "torch",
+        pytest.param("torch_cuda", marks=GPU),
+        pytest.param("torch_cuda_fp16", marks=GPU),
+        "openvino",
+    ],
+)
 def test_a_runtime_takes_longer_for_a_larger_network(name: str, threads: int) -> None:
     skip_without(name)
     runtime = make_runtime(name, threads)
     before = torch.get_num_threads()
     found = timed_in_turn(runtime, {"small": SMALL, "large": LARGE}, IMAGE, seconds=0.2)
     assert torch.get_num_threads() == before
-    assert found["small"]["ratio"] == 1 and found["large"]["ratio"] > 2
+    assert found["small"]["ratio"] == 1 and found["large"]["ratio"] > 1
     assert 0 < found["small"]["ms"] < found["large"]["ms"]
     assert runtime.name == name and runtime.version and runtime.threads == threads
 

@@ -17,7 +17,7 @@ from amc.cost.cost import Cost
 from amc.data.datasets import Dataset, load_dataset
 from amc.data.splits import split
 from amc.errors import UserError
-from amc.evaluate import evaluator, prepare, rewards
+from amc.evaluate import prepare, rewards
 from amc.evaluate.fusion import FusedConv
 from amc.evaluate.measure import ImageSet, logits, score
 from amc.evaluate.prepare import has_bf16_units, prepared
@@ -101,7 +101,7 @@ def test_cifar10_missing_says_what_to_put_where(
 @pytest.mark.parametrize("name", ["resnet20", "tv_mobilenet_v2", "tv_densenet", "tv_shufflenet_v2"])
 def test_preparing_for_inference_changes_nothing(name: str) -> None:
     network = zoo_network(name)
-    fast = prepared(network.model, network, bf16=False)
+    fast = prepared(network.model, network)
     image = example_input(network.model, network.input_shape, batch=2)
     with torch.no_grad():
         got, expected = fast(image), network.model(image)
@@ -131,25 +131,6 @@ def test_score() -> None:
     assert isinstance(has_bf16_units(), bool)
 
 
-def test_bf16_is_used_only_where_it_agrees(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With units for bf16, auto measures the untouched network in both precisions."""
-    model = CifarResNet(1, num_classes=3, in_channels=1, width=4)
-    problem = Problem.build(config_of(), model, digits)
-    assert problem.evaluator("fp32").precision == "fp32"
-    monkeypatch.setattr(evaluator, "has_bf16_units", lambda: True)
-    monkeypatch.setattr(evaluator, "AGREEMENT", 1.0)
-    agreeing = problem.evaluator("auto")
-    assert agreeing.precision == "bf16" and not agreeing.precision_note
-    assert 0 <= agreeing(problem.space.uniform(0.5)).score.accuracy <= 1
-    monkeypatch.setattr(evaluator, "AGREEMENT", -1.0)
-    refused = problem.evaluator("auto")
-    assert refused.precision == "fp32" and "using fp32" in refused.precision_note
-    with pytest.raises(UserError, match="differs from fp32"):
-        problem.evaluator("bf16")
-
-
 def test_bf16_without_fusion_where_the_processor_cannot_fuse_it(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +138,7 @@ def test_bf16_without_fusion_where_the_processor_cannot_fuse_it(
     monkeypatch.setattr(prepare, "fuses_bf16", lambda: False)
     model = CifarResNet(1, num_classes=3, in_channels=1, width=4)
     network = Problem.build(config_of(), model, digits).network
-    half = prepared(network.model, network, bf16=True)
+    half = prepared(network.model, network, torch.bfloat16)
     assert not any(isinstance(module, FusedConv) for module in half.modules())
     images = ImageSet.of(digits, digits.test, np.arange(50))
     outputs = logits(half, images, 50)

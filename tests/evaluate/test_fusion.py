@@ -72,7 +72,7 @@ class Residual(Block):
 )
 def test_networks_are_fused_and_give_the_same(name: str, least: int) -> None:
     network = zoo_network(name)
-    fast = prepared(network.model, network, bf16=False)
+    fast = prepared(network.model, network)
     assert convolutions(fast) >= least
     images = example_input(network.model, network.input_shape, batch=5, seed=1)
     with torch.no_grad():

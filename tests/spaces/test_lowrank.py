@@ -200,7 +200,7 @@ def test_decisions_of_a_layer_are_channels_then_ranks() -> None:
 def test_inference_folds_batchnorms_into_the_last_part() -> None:
     space = zoo_space("lowrank", "resnet20")
     model = space.apply(random_strategy(space, 1))
-    fast = prepared(model, space.network, bf16=False)
+    fast = prepared(model, space.network)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
     image = example_input(model, (3, 32, 32), batch=4, seed=2)
     with evaluating(model):

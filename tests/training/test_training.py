@@ -19,9 +19,9 @@ from amc.training.augment import DRAWS, augmented, cropped, shifted
 from amc.training.distill import Objective
 from amc.training.history import Progress
 from amc.training.keeper import InFolder, InMemory
+from amc.training.lesson import Lesson
 from amc.training.processes import Processes
 from amc.training.settings import TrainConfig
-from amc.training.lesson import Lesson
 from amc.training.trainer import Trainer, train
 
 ALONE = Processes()

@@ -72,7 +72,7 @@ def keep_inputs(module: nn.Module, columns: Tensor) -> None:
     """Keep the given input channels of a module's weight (out, in, ...), in place."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
-    chosen = weight.detach()[:, columns].contiguous()
+    chosen = weight.detach()[:, columns.to(weight.device)].contiguous()
     module.weight = nn.Parameter(chosen, requires_grad=weight.requires_grad)
 
 
@@ -82,11 +82,11 @@ def slice_own(module: nn.Module, rows: Tensor, width: int) -> None:
     """
     for name, parameter in list(module.named_parameters(recurse=False)):
         if parameter.dim() and len(parameter) == width:
-            chosen = parameter.detach()[rows].contiguous()
+            chosen = parameter.detach()[rows.to(parameter.device)].contiguous()
             setattr(module, name, nn.Parameter(chosen, requires_grad=parameter.requires_grad))
     for name, buffer in list(module.named_buffers(recurse=False)):
         if buffer.dim() and len(buffer) == width:
-            setattr(module, name, buffer[rows].clone())
+            setattr(module, name, buffer[rows.to(buffer.device)].clone())
 
 
 def has_own_weight(module: nn.Module) -> bool:
