@@ -23,22 +23,19 @@ import numpy as np
 import pandas as pd
 import torch
 from amc.envs.compression import CompressionEnv
+from generated import random_images
 from matplotlib.figure import Figure
 from reference import Reference
-from torch import nn
 
 from amc.cost.budget import Budget
-from amc.data.datasets import Dataset, load_dataset
+from amc.data.datasets import load_dataset
 from amc.data.places import data_folder, find_file
 from amc.data.splits import split
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.measure import ImageSet
 from amc.evaluate.rewards import accuracy
-from amc.network.layers import evaluating
 from amc.network.models import build_model, load_weights
 from amc.network.trace import Network
-from amc.repair.independent import reestimate_batchnorm
-from amc.repair.regression import ridge_solve
 from amc.repair.rows import Sampler
 from amc.spaces.base import Strategy
 from amc.spaces.bounding import Bounds
@@ -47,7 +44,6 @@ from amc.spaces.channel import ChannelSpace
 HERE = Path(__file__).parent
 ROWS = 30_000  # a layer
 RIDGE = 1e-8  # all but none, as in the reference
-CALIBRATION = 640  # random images for repair; CIFAR-10 has ten rows an image
 STRATEGIES = 3  # uniform at half the MACs, then random ones within half the MACs
 CASES = {
     "resnet56-5000": ("cifar:resnet56", 5000),
@@ -75,7 +71,7 @@ class Case:
         if model_name.startswith("cifar:"):
             network, images, calibration = _cifar(model_name, count)
         else:
-            network, images, calibration = _random_images(model_name, count)
+            network, images, calibration = random_images(model_name, count)
         options = {"coupled": False, "repair": "independent", "ridge": RIDGE}
         space = ChannelSpace(network, options, calibration)
         sampler = Sampler(len(calibration), positions=-(-ROWS // len(calibration)))
@@ -116,62 +112,6 @@ def _cifar(name: str, count: int) -> tuple[Network, ImageSet, torch.Tensor]:
     images = ImageSet.of(dataset, dataset.train, splits.heldout)
     calibration = ImageSet.of(dataset, dataset.train, splits.calibration)
     return network, images, calibration.normalised
-
-
-def _random_images(name: str, count: int) -> tuple[Network, ImageSet, torch.Tensor]:
-    """A network with random weights and smooth random images of ten kinds.
-
-    Channels come in groups of eight that are nearly alike, so that there is something to prune; the
-    BatchNorm statistics are those of the images; the last layer is fitted to tell the kinds apart
-    (ridge regression on other images), so that accuracy means something.
-    """
-    generator = torch.Generator().manual_seed(0)
-    kinds = torch.rand(10, 3, 1, 1, generator=generator)  # a colour each
-    labels = torch.randint(10, (count + CALIBRATION,), generator=generator)
-    pixels = []
-    for part in labels.split(64):
-        noise = torch.rand(len(part), 3, 14, 14, generator=generator)
-        coarse = 0.7 * kinds[part] + 0.3 * noise
-        smooth = nn.functional.interpolate(coarse, 224, mode="bilinear")
-        pixels.append((255 * smooth).byte().permute(0, 2, 3, 1))
-    array = torch.cat(pixels).numpy()
-    dataset = Dataset.from_arrays("random", array, labels.numpy(), array[:1], labels[:1].numpy())
-    seen = ImageSet.of(dataset, dataset.train, np.arange(count, len(array)))
-    calibration = seen.normalised
-    torch.manual_seed(0)
-    model = build_model(name, 10, 3, False)
-    _repeat_channels(model)
-    reestimate_batchnorm(model, calibration, 64)
-    _fit_classifier(model, calibration, seen.labels)
-    network = Network.of(model, (3, 224, 224), name)
-    return network, ImageSet.of(dataset, dataset.train, np.arange(count)), calibration
-
-
-def _repeat_channels(model: nn.Module, group: int = 8, noise: float = 0.1) -> None:
-    """Make the output channels of every convolution alike in groups, up to noise, in place."""
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d) and module.out_channels % group == 0:
-                weight = module.weight[::group].repeat_interleave(group, dim=0)
-                module.weight.copy_(weight + noise * weight.std() * torch.randn_like(weight))
-
-
-def _fit_classifier(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Solve the last linear layer, in place."""
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    rows: list[torch.Tensor] = []
-    handle = last.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0]))
-    with evaluating(model):
-        for batch in images.split(8):
-            model(batch)
-    handle.remove()
-    x = torch.cat(rows)
-    wanted = nn.functional.one_hot(labels, 10).double() - 0.1
-    mean = x.mean(0)
-    solution = ridge_solve((x - mean).T @ (x - mean), (x - mean).T.double() @ wanted, 1e-2).float()
-    with torch.no_grad():
-        last.weight.copy_(solution.T)
-        last.bias.copy_(-mean @ solution)
 
 
 def both_ways(name: str) -> dict[str, Any]:
