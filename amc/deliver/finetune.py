@@ -23,6 +23,7 @@ from amc.evaluate.prepare import prepared
 from amc.files import check_same, sha256, write_bytes, write_json
 from amc.network.copying import copied
 from amc.network.models import load_weights
+from amc.network.trace import Network
 from amc.plugins import users_code
 from amc.problem import Problem
 from amc.progress import Report, silent
@@ -204,25 +205,30 @@ def _trainer(
     distill, network, seed = settings.distill, problem.network, settings.seed or 0
     if not problem.compute.is_accelerator:  # it may be a network that does not run on one
         processes = replace(processes, compute=problem.compute)
-    objective = Objective(compressed, settings.label_smoothing)
-    features = distill.hint or distill.attention or distill.fsp
-    if features or distill.soft:
-        dtype = torch.bfloat16 if uses_bf16(settings, processes.compute) else torch.float32
-        teacher: nn.Module
-        if features:
-            teacher = copied(network.model).eval()
-            teacher.to(dtype=dtype, memory_format=network.memory_format)  # type: ignore[call-overload]
-        else:
-            teacher = prepared(network.model, network, dtype)  # faster, but the layers are fused
-        teacher = teacher.to(processes.compute.device)
+    smoothing = settings.label_smoothing
+    objective = Objective(compressed, smoothing)
+    if (teacher := teacher_of(network, settings, processes.compute)) is not None:
         shape = problem.dataset.input_shape
-        smoothing = settings.label_smoothing
         objective = Distillation(compressed, teacher, shape, distill, smoothing, seed)
     every = np.arange(len(problem.dataset.train.labels))
     lesson = Lesson(objective, problem.dataset, every, seed=seed)
     if settings.hold_out:
         lesson = replace(lesson, train=problem.splits.train, heldout=problem.splits.heldout)
     return Trainer(lesson, settings, processes, InFolder(folder), "fine-tuning", report)
+
+
+def teacher_of(network: Network, settings: FinetuneConfig, compute: Compute) -> nn.Module | None:
+    """A copy of the uncompressed network on a compute, where it teaches anything."""
+    distill = settings.distill
+    features = distill.hint or distill.attention or distill.fsp
+    if not features and not distill.soft:
+        return None
+    dtype = torch.bfloat16 if uses_bf16(settings, compute) else torch.float32
+    if not features:  # prepared for speed, which leaves the outputs but not the layers
+        return prepared(network.model, network, dtype).to(compute.device)
+    teacher = copied(network.model).eval()
+    teacher.to(dtype=dtype, memory_format=network.memory_format)  # type: ignore[call-overload]
+    return teacher.to(compute.device)
 
 
 class _Log:
