@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from amc.compute import AUTO, Compute
+from amc.compute import Compute
 from amc.config import finetune_config, to_yaml
 from amc.data.datasets import Dataset
 from amc.errors import UserError
 from amc.evaluate.prepare import prepared
 from amc.files import check_same, sha256, write_bytes, write_json
+from amc.network.copying import copied
 from amc.network.models import load_weights
+from amc.network.trace import Network
 from amc.plugins import users_code
 from amc.problem import Problem
 from amc.progress import Report, silent
@@ -93,8 +94,7 @@ def finetune(
             settings, or a setting does not fit the network.
     """
     opened = run.run if isinstance(run, SearchResult) else Run.open(Path(run))
-    compute = Compute.of(getattr(opened.config, "compute", AUTO))
-    with joined(compute) as processes, ExitStack() as held:
+    with joined(Compute.of(opened.config.compute)) as processes, ExitStack() as held:
         report = report if processes.first else silent
         folder = Path(to) if to is not None else opened.folder(episode) / names.FINETUNE
         chosen = opened.chosen(episode)
@@ -203,25 +203,32 @@ def _trainer(
 ) -> Trainer:
     """The trainer of a compressed network: who teaches, and on which images."""
     distill, network, seed = settings.distill, problem.network, settings.seed or 0
-    objective = Objective(compressed, settings.label_smoothing)
-    features = distill.hint or distill.attention or distill.fsp
-    if features or distill.soft:
-        compute = processes.compute
-        bf16 = uses_bf16(settings, compute)
-        if features or compute.is_accelerator:
-            dtype = torch.bfloat16 if bf16 else torch.float32
-            teacher = copy.deepcopy(network.model).eval().to(compute.device, dtype)
-        else:
-            dtype = torch.bfloat16 if bf16 else torch.float32
-            teacher = prepared(network.model, network, dtype)  # faster, but the layers are fused
+    if not problem.compute.is_accelerator:  # it may be a network that does not run on one
+        processes = replace(processes, compute=problem.compute)
+    smoothing = settings.label_smoothing
+    objective = Objective(compressed, smoothing)
+    if (teacher := teacher_of(network, settings, processes.compute)) is not None:
         shape = problem.dataset.input_shape
-        smoothing = settings.label_smoothing
         objective = Distillation(compressed, teacher, shape, distill, smoothing, seed)
     every = np.arange(len(problem.dataset.train.labels))
     lesson = Lesson(objective, problem.dataset, every, seed=seed)
     if settings.hold_out:
         lesson = replace(lesson, train=problem.splits.train, heldout=problem.splits.heldout)
     return Trainer(lesson, settings, processes, InFolder(folder), "fine-tuning", report)
+
+
+def teacher_of(network: Network, settings: FinetuneConfig, compute: Compute) -> nn.Module | None:
+    """A copy of the uncompressed network on a compute, where it teaches anything."""
+    distill = settings.distill
+    features = distill.hint or distill.attention or distill.fsp
+    if not features and not distill.soft:
+        return None
+    dtype = torch.bfloat16 if uses_bf16(settings, compute) else torch.float32
+    if not features:  # prepared for speed, which leaves the outputs but not the layers
+        return prepared(network.model, network, dtype).to(compute.device)
+    teacher = copied(network.model).eval()
+    teacher.to(dtype=dtype, memory_format=network.memory_format)  # type: ignore[call-overload]
+    return teacher.to(compute.device)
 
 
 class _Log:

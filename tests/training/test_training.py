@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,35 +114,53 @@ torch.manual_seed(0)
 x = np.random.default_rng(0).integers(0, 255, (120, 8, 8, 1)).astype(np.uint8)
 y = np.arange(120) % 3
 data = Dataset.from_arrays("some", x, y, x, y)
-model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+norm = [nn.BatchNorm2d(4)] if sys.argv[3] == "norm" else []
+ema = None if norm else 0.5
+model = nn.Sequential(nn.Conv2d(1, 4, 3), *norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 with joined() as processes:
-    lesson = Lesson(Objective(model), data, np.arange(100), np.arange(100, 120))
-    settings = TrainConfig(epochs=2, batch_size=20, lr=0.05, ema=0.5, precision="fp32")
+    lesson = Lesson(Objective(model), data, np.arange(40), np.arange(40, 120))
+    size = 4 if norm else 20  # few images a process: their statistics differ
+    settings = TrainConfig(epochs=2, batch_size=size, lr=0.05, ema=ema, precision="fp32")
     done = Trainer(lesson, settings, processes, InFolder(Path(sys.argv[1]))).run()
     assert processes.size == int(sys.argv[2])
+    outputs = model(data.normalise(data.train.fetch(np.arange(40, 120))))
+    correct = int((outputs.argmax(1).numpy() == y[40:120]).sum())
     if processes.first:
-        torch.save([model.state_dict(), done.epochs], sys.argv[1] + "/result.pt")
+        torch.save([model.state_dict(), done.epochs, correct], sys.argv[1] + "/result.pt")
 """
 
 
-def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
-    script = tmp_path / "together.py"
+def together(folder: Path, size: int, kind: str) -> list[Any]:
+    """State, epochs and right answers of a training by torchrun."""
+    script = folder / "together.py"
     script.write_text(TOGETHER)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), str(folder), str(size), kind],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[Any] = torch.load(folder / "result.pt")
+    return found
+
+
+def test_what_is_reported_of_two_processes_is_what_the_file_has(tmp_path: Path) -> None:
+    """Each has normalised other images, so each has other running statistics."""
+    _, epochs, correct = together(tmp_path, 2, "norm")
+    best = max(row["heldout_accuracy"] for row in epochs)
+    assert round(best * 80) == pytest.approx(best * 80) and round(best * 80) == correct
+
+
+def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
     found = {}
     for size in (1, 2):
         folder = tmp_path / str(size)
         folder.mkdir()
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-        done = subprocess.run(
-            [sys.executable, *launch, str(script), str(folder), str(size)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found[size] = torch.load(folder / "result.pt")
-    (one, epochs), (two, others) = found[1], found[2]
+        found[size] = together(folder, size, "plain")
+    (one, epochs, _), (two, others, _) = found[1], found[2]
     assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
     for row, other in zip(epochs, others, strict=True):
         assert row["heldout_accuracy"] == other["heldout_accuracy"]
