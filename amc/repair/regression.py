@@ -66,7 +66,7 @@ def damped_solve(gram: Tensor, right: Tensor, damping: Tensor) -> tuple[Tensor, 
         damping: a single number, ().
 
     Returns:
-        The solution (k, out), and whether the damped G is positive definite, (): it is none else.
+        (k, out), and whether the damped G is positive definite, (): without that it is no solution.
     """
     damped = gram.clone()
     damped.diagonal().add_(damping)
