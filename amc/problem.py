@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from amc.spaces.bounding import Bounds
 from amc.training.trainer import train
 
 UNSEEN = 2000  # test images, at most, that are compared with the held-out ones
+PIXEL_BYTES = 2**28  # of all test images, at once
 SAMPLE = 100  # images by which data is told from other data
 _SHAPES: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
@@ -149,8 +151,9 @@ class Problem:
         size = self.network.table.activations.batch_size()
         fast = prepared(model, self.network, bf16=False)
         correct = 0.0
-        for start in range(0, len(indices), 5000):  # a folder of images need not fit into memory
-            images = ImageSet.of(self.dataset, source, indices[start : start + 5000])
+        at_once = max(size, min(5000, PIXEL_BYTES // math.prod(self.dataset.input_shape)))
+        for start in range(0, len(indices), at_once):  # a folder of images need not fit into memory
+            images = ImageSet.of(self.dataset, source, indices[start : start + at_once])
             outputs = logits(fast, images, size)
             correct += float((outputs.argmax(1) == images.labels).sum())
         return correct / len(indices)

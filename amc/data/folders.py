@@ -28,7 +28,7 @@ EXTENSIONS: tuple[str, ...] = torchvision.datasets.folder.IMG_EXTENSIONS
 NARROW = 100  # times that an image may be longer than wide: the short side sets its size
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """How a whole file of a format ends."""
-AT_ONCE = 10_000  # files in one go of checking
+AT_ONCE = 1000  # files in one go of checking
 HOW = f"resized to 8/7, cut | Pillow {PIL.__version__}, {features.version_codec('jpg')}"
 """What makes the pixels of a file; another text, and all are decoded again."""
 
@@ -74,7 +74,8 @@ class FolderImages:
         # bytes, not paths: a million take 40 MB
         self._names = np.concatenate([found[name] for name in self.classes if name in found])
         self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-        identities = np.array([_identity(name, self._path(name)) for name in self._names])
+        found_now = (_identity(name, self._path(name)) for name in self._names)
+        identities = np.fromiter(found_now, np.uint64, len(self._names))
         place = _place(root, size, keep)
         self._decoded = Decoded(place, identities, (3, size, size), str(root))
         self._check()
