@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -304,3 +305,16 @@ def test_a_fetch_takes_little_more_than_what_it_gives(root: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.2 * pixels.nbytes + 2**20
+
+
+def test_what_is_held_and_sent_to_other_processes_is_small(root: Path) -> None:
+    many = root.parent / "many"
+    for name in ("a", "b"):
+        (many / name).mkdir(parents=True)
+        for number in range(500):
+            os.link(root / "a" / "00.png", many / name / f"{number:03}.png")
+    images = FolderImages(many, SIZE, root.parent / "kept")
+    images.fetch(np.arange(1000))
+    content = pickle.dumps(images)
+    assert len(content) < 1000 * 100 + 10_000  # of 3,072 bytes of pixels an image
+    assert torch.equal(pickle.loads(content).fetch(ALL), images.fetch(ALL))

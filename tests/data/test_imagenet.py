@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from amc.base import base_network
 from amc.config import load_config, parse_config
-from amc.data.datasets import Dataset
+from amc.data.datasets import Dataset, load_dataset
 from amc.errors import UserError
 from amc.network.layers import IntArray
 from amc.network.models import build_model
 from amc.problem import Problem
-from amc.search import search
 from amc.sections import Config
 from amc.training.settings import TrainConfig
 from amc.training.trainer import train
@@ -70,15 +70,19 @@ def test_the_preset_says_how_to_lay_imagenet_out(tmp_path: Path) -> None:
         Problem.build(preset(tmp_path, *few, some_weights(tmp_path)))
 
 
-def test_the_preset_searches_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_preset_s_network_is_read_from_a_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lay_out(tmp_path / "imagenet", 1000)
-    small = "image_size=32", "evaluate.images=16", "evaluate.calibration_images=8"
-    keep = "space.keep=[features.?.*,'features.1[0-6].*']", "budget.ratio=0.9"  # for speed
-    quick = "space.repair=none", "agent=uniform", "allow_untrained=true", *keep
-    config = preset(tmp_path, some_weights(tmp_path), *small, *quick)
-    found = search(config, out=tmp_path / "run")
-    assert found.run.best["strategy"]
+    config = preset(tmp_path, some_weights(tmp_path), "image_size=32")
+    data = load_dataset(str(config.dataset), tmp_path, config.image_size)
+    assert (data.classes, len(data.train.labels), len(data.test.labels)) == (1000, 2000, 1000)
     assert caplog.text.count("are checked once, and kept decoded in") == 2
+    network, untrained = base_network(config, data, None, None)
+    assert not untrained
+    state = torch.load(tmp_path / str(config.weights), weights_only=True)
+    for key, value in network.model.state_dict().items():
+        assert torch.equal(value, state[key])
 
 
 class Endless:
