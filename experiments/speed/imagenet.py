@@ -30,7 +30,8 @@ from amc.runs import names
 from amc.search import search
 
 HERE = Path(__file__).parent
-NETWORKS = "mobilenet_v2", "efficientnet_b0", "resnet50"
+NETWORKS = {"mobilenet_v2": False, "efficientnet_b0": True, "resnet50": False}
+"""Name -> `space.coupled`: EfficientNet's gates couple nearly all channels."""
 FOLDERS = 2_000, 20_000  # training images
 HELDOUT, CALIBRATION, TEST = 64, 32, 100
 CLASSES, DIFFERENT = 10, 200
@@ -62,7 +63,7 @@ def measure(name: str, root: Path) -> dict[str, float]:
         "dataset": f"imagefolder:{root}",
         "data_dir": str(root.parent),
         "budget": {"ratio": 0.5},
-        "space": {"name": "channel", "coupled": False, "round_to": 8, "min_ratio": 0.1},
+        "space": {"name": "channel", "coupled": NETWORKS[name], "round_to": 8, "min_ratio": 0.1},
         "evaluate": {"images": HELDOUT, "calibration_images": CALIBRATION},
         "agent": {"name": "random", "episodes": EPISODES},
         "allow_untrained": True,
@@ -105,4 +106,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]))))
     else:
-        main(sys.argv[1:] or NETWORKS)
+        main(sys.argv[1:] or list(NETWORKS))
