@@ -130,14 +130,22 @@ class Decoded:
             try:
                 self.place.mkdir(parents=True, exist_ok=True)
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                if os.fstat(file).st_size != length:
-                    os.ftruncate(file, length)  # a sparse file: it takes what is written
-                return file
             except OSError as error:
                 self._refusal = first_line(error)
+            else:
+                self._size_to(file, length)
+                return file
         with suppress(OSError):
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # what is there is of use
         return None
+
+    def _size_to(self, file: int, length: int) -> None:
+        """A sparse file: it takes what is written."""
+        try:
+            if os.fstat(file).st_size != length:
+                os.ftruncate(file, length)
+        except OSError as error:  # filesystems have limits
+            self._refusal = first_line(error)
 
     def _read(self, file: int | None, index: int, pixels: NDArray[np.uint8]) -> bool:
         """Fill in an image (C, H, W); whether it is kept."""

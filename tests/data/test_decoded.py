@@ -267,7 +267,7 @@ def test_what_is_kept_is_of_use_where_nothing_can_be_written(
         assert counter.count == 8 and "Read-only file system" in caplog.text
 
 
-@pytest.mark.parametrize("how", ["refused", "short", "little room"])
+@pytest.mark.parametrize("how", ["refused", "short", "little room", "no such length"])
 def test_a_full_disk_is_said_once_and_loses_nothing(
     root: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -282,17 +282,23 @@ def test_a_full_disk_is_said_once_and_loses_nothing(
             return real(file, [b"".join(parts)[:100]], place)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def refuse(file: int, length: int) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
     images = opened(root)
     caplog.clear()
     with monkeypatch.context() as patch:
         if how == "little room":
             patch.setattr(decoded, "RESERVE_BYTES", 10**18)
+        elif how == "no such length":
+            patch.setattr(os, "ftruncate", refuse)
         else:
             patch.setattr(os, "pwritev", full)
         for _ in range(2):
             assert torch.equal(images.fetch(ALL), wanted)
     (line,) = caplog.messages
-    assert ("would be left free" if how == "little room" else "No space left") in line
+    said = {"little room": "would be left free", "no such length": "File too large"}
+    assert said.get(how, "No space left on device") in line
     assert torch.equal(opened(root).fetch(ALL), wanted)
 
 
