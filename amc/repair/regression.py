@@ -37,8 +37,8 @@ def mixed_moments(rows: Tensor, others: Tensor) -> Tensor:
 
 
 def damped_solve(gram: Tensor, right: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """``(G + damping I)^-1 right`` by Cholesky; all in float64, on the host where the compute is slow
-    at that.
+    """``(G + damping I)^-1 right`` by Cholesky; all in float64, on the host where the compute is
+    slow at that.
 
     Args:
         gram: G, symmetric (k, k).
