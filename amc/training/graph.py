@@ -68,16 +68,17 @@ def quickest(update: Update, batch: Batch, rate: float) -> Callable[[Batch, floa
     known = all(hasattr(compute.module, name) for name in ("CUDAGraph", "graph"))
     if not compute.is_accelerator or not known or update.processes.size > 1:
         return update
-    before, why = _copied(update), ""
-    graph: Graphed | None = None
+    before: State = []
     try:
+        before = _copied(update)
         with own_randomness():
             graph = _checked(update, [(batch, rate), (_other(batch), rate / 2)], before)
+        _restore(update, before)
+        return graph
     except Exception as error:  # whatever a user's forward does that a graph cannot hold
         why = short(first_line(error))
-    _restore(update, before)
-    if graph is not None:
-        return graph
+    if before:
+        _restore(update, before)
     update.optimizer.zero_grad()
     compute.clear()
     logging.getLogger("amc").warning(
