@@ -4,7 +4,6 @@ Without a GPU on the processor's twin, which takes the same path.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -107,8 +106,7 @@ def test_a_search_is_the_same_and_goes_on_the_same(
             there.run.path, {"epochs": 1, "precision": "fp32"}, model=model, dataset=digits
         )
         assert next(tuned.model.parameters()).device.type == "cpu"
-        exported = amc.export(there.run.path, model=model, dataset=digits)
-        metrics = json.loads((Path(exported.path) / "metrics.json").read_text())
+        metrics = amc.export(there.run.path, model=model, dataset=digits)
         assert 0 <= metrics["test_accuracy"] <= 1
         (there.run.path / "episodes.jsonl").write_text("".join(lines[:3]))
     with caplog.at_level(logging.WARNING):
@@ -146,50 +144,50 @@ def test_a_network_that_runs_on_the_processor_only(
         config_of("compute=GPU one")
 
 
+@pytest.mark.parametrize(
+    "repair, limit, key, fewer, said",
+    [
+        ("none", 8 * 64 * 4 * 100, "batch_size", 75, "from now on batches of 75 images"),
+        ("sequential", 2_000_000, "calibration_images", 75, "from now on 75 calibration images"),
+    ],
+)
 def test_where_memory_does_not_suffice_a_search_goes_on_with_less(
-    network: nn.Module, digits: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    repair: str,
+    limit: int,
+    key: str,
+    fewer: int,
+    said: str,
+    network: nn.Module,
+    digits: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Smaller batches, fewer calibration images; said, journaled, kept on resume."""
-    config = config_of(
-        "evaluate.images=150", "evaluate.calibration_images=150", "agent.name=uniform"
-    )
-    config = config.model_copy(update={"agent": {"name": "uniform"}})
+    """Said once, journaled, and kept on resume, where there may be more room."""
+    some = ["evaluate.images=150", "evaluate.calibration_images=150", "evaluate.batch_size=150"]
+    config = config_of(*some, "agent=random", "agent.episodes=2", f"space.repair={repair}")
     with twin():
-        roomy = amc.search(config, model=network, dataset=digits, out=tmp_path)
-        limit = 8 * 64 * 4 * 100  # of 100 images, the activations of a layer
-        STATE.bytes = limit
+        STATE.bytes = limit  # of one tensor
         with caplog.at_level(logging.WARNING):
-            tight = amc.search(config, model=network, dataset=digits, out=tmp_path)
-        found = tight.run.provenance
-        assert found["batch_size"] < roomy.run.provenance["batch_size"]
-        assert found["calibration_images"] == 75 < roomy.run.provenance["calibration_images"]
-        assert "from now on batches of" in caplog.text
-        assert "from now on 75 calibration images" in caplog.text
-        assert all(line["failed"] is None for line in tight.run.lines())
-        lines = journal(tight.run.path)
-        (tight.run.path / "episodes.jsonl").write_text("")
+            run = amc.search(config, model=network, dataset=digits, out=tmp_path).run
+        assert run.provenance[key] == fewer and caplog.text.count(said) == 1
+        assert all(line["failed"] is None for line in run.lines())
+        lines = journal(run.path)
+        (run.path / "episodes.jsonl").write_text("")
         STATE.bytes = float("inf")
-        amc.resume(tight.run.path, model=network, dataset=digits)
-        assert journal(tight.run.path) == lines
+        amc.resume(run.path, model=network, dataset=digits)
+        assert journal(run.path) == lines
 
 
 def test_images_for_which_there_is_no_room_stay_on_the_host(
     network: nn.Module, digits: Dataset
 ) -> None:
     with twin():
-        config = config_of("space.repair=none")
-        problem = Problem.build(config, network, digits)
+        problem = Problem.build(config_of("space.repair=none"), network, digits)
         expected = problem.evaluator()(problem.space.uniform(0.5)).score
-        STATE.bytes = 100 * 64 * 1.5  # of 100 images as uint8, of which half may be filled
-        images = problem.evaluator
-        STATE.bytes = float("inf")
         module = torch.get_device_module("twin")
-        whole = module.mem_get_info
-        try:
-            module.mem_get_info = lambda device: (100.0, 100.0)
-            evaluator = images()
-        finally:
-            module.mem_get_info = whole
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "mem_get_info", lambda device: (100.0, 100.0))
+            evaluator = problem.evaluator()
         assert evaluator.images.pixels.device.type == "cpu"
         assert evaluator(problem.space.uniform(0.5)).score == expected
 

@@ -62,6 +62,9 @@ class Twin(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Twin({self.inner})"
 

@@ -78,7 +78,7 @@ def heldout_images(run: Run) -> list[Fact]:
 
 
 def doubts(runs: Sequence[Run]) -> tuple[str, ...]:
-    """What should be the same in all runs, but may differ: precision and processor. A sentence
+    """What should be the same in all runs, but may differ: precision, processor, GPU. A sentence
     each.
     """
     ways: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
@@ -90,6 +90,11 @@ def doubts(runs: Sequence[Run]) -> tuple[str, ...]:
         (
             "processors",
             lambda provenance: provenance["machine"].get("processor"),
+            "seconds are not of one machine, and rounding differs",
+        ),
+        (
+            "computes",
+            lambda provenance: provenance["hardware"] or provenance["compute"],
             "seconds are not of one machine, and rounding differs",
         ),
     ]

@@ -282,7 +282,9 @@ def _closing(result: Any, as_json: bool) -> None:
     if not as_json:
         total = sum(profile.values())
         parts = ", ".join(f"{part} {value / total:.0%}" for part, value in profile.items())
-        say(f"an episode took {total:.2f} s: {parts}")
+        made = run.provenance
+        where = f"{made['hardware'] or made['compute']}, {made['precision']}"
+        say(f"an episode took {total:.2f} s ({where}, batches of {made['batch_size']}): {parts}")
         say("run: ", (str(run.path), "bold"), " (search.png shows the search)")
         of = " --episode N" if budget.is_range else ""
         path = quoted(run.path)

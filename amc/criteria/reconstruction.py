@@ -31,12 +31,10 @@ def reconstruction(
     parts = _consumers(group, network, grams)
     if not parts:
         return l1(group, network)
-    scores = torch.zeros(group.size, dtype=torch.float64)
+    scores = parts[0].weight.new_zeros(group.size)
     left = list(range(group.size))
     for position in range(group.size):
-        losses = torch.stack(
-            [torch.stack([part.loss([atom]) for part in parts]).sum() for atom in left]
-        )
+        losses = _losses(parts, [[atom] for atom in left])
         atom = left.pop(int(losses.argmin()))
         scores[atom] = position
         for part in parts:
@@ -51,7 +49,15 @@ def removal_losses(
     output's energy that the best repair of each, on its own, cannot make good.
     """
     parts = _consumers(group, network, grams)
-    return [sum(float(part.loss(atoms)) for part in parts) for atoms in removals]
+    if not parts:
+        return [0.0] * len(removals)
+    losses: list[float] = _losses(parts, removals).tolist()
+    return losses
+
+
+def _losses(parts: Sequence[_Consumer], removals: Sequence[Sequence[int]]) -> Tensor:
+    """Of removing sets of atoms together, summed over the consumers: (sets,)."""
+    return torch.stack([torch.stack([part.loss(q) for part in parts]).sum() for q in removals])
 
 
 def _consumers(group: ChannelGroup, network: Network, grams: GramMatrices) -> list[_Consumer]:
@@ -78,19 +84,20 @@ class _Consumer:
         self.weight = flat_weight(module).T.clone()  # (k, out)
         width = int(module.weight.shape[1])  # type: ignore[index]
         positions = len(self.weight) // width
-        self.columns = [columns_of(torch.tensor(atom), width, positions) for atom in channels]
         gram = grams[layer]
+        every = torch.tensor([one for atom in channels for one in atom], device=gram.device)
+        atoms = every.split([len(atom) for atom in channels])
+        self.columns = [columns_of(atom, width, positions) for atom in atoms]
         mean = gram[-1, :-1]
         gram = centred(gram[:-1, :-1], mean)
         self.energy = ((gram @ self.weight) * self.weight).sum().clamp_min(1e-30)
-        self.inverse = torch.linalg.inv(
-            gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
-        )
+        gram.diagonal().add_(RIDGE * gram.diagonal().mean())  # `centred` has made a new one
+        self.inverse = torch.linalg.inv(gram)
 
     def loss(self, atoms: Sequence[int]) -> Tensor:
         """Of removing several atoms together."""
         if not atoms:
-            return torch.zeros((), dtype=torch.float64)
+            return self.weight.new_zeros(())
         q = torch.cat([self.columns[atom] for atom in atoms])
         weight = self.weight[q]
         loss: Tensor = (weight * torch.linalg.solve(self.inverse[q][:, q], weight)).sum()

@@ -95,7 +95,7 @@ def refit(
     if len(solved) == 1:
         set_flat_weight(solved[0], weight)
         return fit.shift(weight)
-    inward, outward = principal(weight, fit.gram, factoring.ranks[-1])
+    inward, outward = principal(weight, fit.moments(), factoring.ranks[-1])
     set_flat_weight(solved[0], inward)
     set_flat_weight(solved[1], outward)
     return fit.shift(outward @ inward)
@@ -113,15 +113,15 @@ def input_projection(moments: Tensor, weight: Tensor, rank: int) -> tuple[Tensor
         An encoder (rank, c) with orthogonal rows, and a decoder (c, rank).
     """
     values, vectors = torch.linalg.eigh(moments)
-    root = values.clamp_min(1e-10 * float(values[-1].clamp_min(1e-30))).sqrt()
+    root = values.maximum(1e-10 * values[-1].clamp_min(1e-30)).sqrt()
     by_channel = weight.reshape(-1, len(moments)) @ (vectors * root)  # in whitened coordinates
     _, directions = torch.linalg.eigh(by_channel.T @ by_channel)
     kept = directions[:, -rank:]
     encoder, mixing = torch.linalg.qr((vectors / root) @ kept)
     decoder = (vectors * root) @ kept @ mixing.T
     # half of the scale of what is read is left to the encoder, so that both can be trained
-    share = float((weight.reshape(-1, len(moments)) @ decoder).norm() / rank**0.5) ** 0.5
-    share = share if share > 0 else 1.0
+    share = ((weight.reshape(-1, len(moments)) @ decoder).norm() / rank**0.5).sqrt()
+    share = torch.where(share > 0, share, 1.0)
     return share * encoder.T, decoder / share
 
 

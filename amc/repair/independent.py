@@ -53,7 +53,7 @@ class GramMatrices:
                 rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
                 gram = second_moments(rows) / len(rows)
                 weight = len(inputs[0]) / len(self.images)
-                self._matrices[name] = self._matrices.get(name, torch.zeros(())) + weight * gram
+                self._matrices[name] = self._matrices.get(name, 0) + weight * gram
 
             return hook
 
@@ -87,19 +87,15 @@ def repair_independent(
             continue
         norm = modules.get(folds.get(layer, ""))
         source = whole[layer]
-        rows = kept(source.weight.shape[0], sides.get("out", []))
-        width = source.weight.shape[1]
-        gone = torch.tensor(sides["in"])
+        gram, width = grams[layer], int(source.weight.shape[1])
+        rows = kept(source.weight.shape[0], sides.get("out", [])).to(gram.device)
         full = flat_weight(source)[rows]
-        positions = full.shape[1] // int(width)
-        stay_columns = columns_of(kept(int(width), sides["in"]), int(width), positions)
-        gone_columns = columns_of(gone, int(width), positions)
-        gram = grams[layer]
-        mean = (
-            gram[-1, :-1]
-            if can_shift(module, norm)
-            else torch.zeros(len(gram) - 1, dtype=gram.dtype)
-        )
+        positions = full.shape[1] // width
+        stay = kept(width, sides["in"]).to(gram.device)
+        gone = torch.tensor(sides["in"], device=gram.device)
+        stay_columns = columns_of(stay, width, positions)
+        gone_columns = columns_of(gone, width, positions)
+        mean = gram[-1, :-1] if can_shift(module, norm) else gram.new_zeros(len(gram) - 1)
         gram = centred(gram[:-1, :-1], mean)
         lost = full[:, gone_columns]
         change = ridge_solve(

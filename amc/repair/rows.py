@@ -43,7 +43,8 @@ def _weight(module: nn.Module) -> Tensor:
 
 def columns_of(channels: Tensor, width: int, positions: int) -> Tensor:
     """The columns of `flat_weight` that belong to ``channels`` of a layer with ``width`` inputs."""
-    return (torch.arange(positions)[:, None] * width + channels[None]).flatten()
+    first = torch.arange(positions, device=channels.device) * width
+    return (first[:, None] + channels[None]).flatten()
 
 
 def move_bias(module: nn.Module, norm: nn.Module | None, shift: Tensor) -> None:
@@ -67,40 +68,39 @@ def can_shift(module: nn.Module, norm: nn.Module | None) -> bool:
 
 class Sampler:
     """Which output positions of which layer are looked at: drawn once a layer, the same for every
-    candidate.
+    candidate and on every device.
     """
 
     def __init__(self, images: int, seed: int = 0, positions: int | None = None) -> None:
         self.images, self.seed = images, seed
         self.positions = positions or max(POSITIONS, ROWS // images)
-        self._drawn: dict[tuple[str, int], Tensor] = {}
+        self._drawn: dict[tuple[str, int, torch.device], Tensor] = {}
         # 4 bytes a row and kernel position: less than the rows themselves, whatever their number
-        self._patches: dict[tuple[str, tuple[int, ...], int], tuple[Tensor, Tensor]] = {}
+        self._patches: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
-    def at(self, layer: str, spots: int) -> Tensor:
+    def at(self, layer: str, spots: int, device: torch.device) -> Tensor:
         """Indices (images, positions) into the ``spots`` output positions of a layer."""
-        if (layer, spots) not in self._drawn:
-            count = min(self.positions, spots)
-            generator = torch.Generator().manual_seed(
-                self.seed * 2**32 + zlib.crc32(layer.encode())
-            )
-            shape = (self.images, count)
-            drawn = (
-                torch.arange(spots).expand(shape)
-                if count == spots
-                else torch.randint(spots, shape, generator=generator)
-            )
-            self._drawn[layer, spots] = drawn
-        return self._drawn[layer, spots]
+        key = layer, spots, device
+        if key not in self._drawn:
+            shape = self.images, min(self.positions, spots)
+            if shape[1] == spots:
+                drawn = torch.arange(spots, device=device).expand(shape)
+            else:
+                generator = torch.Generator("cpu")
+                generator.manual_seed(zlib.crc32(layer.encode(), self.seed))
+                drawn = torch.randint(spots, shape, generator=generator, device="cpu").to(device)
+            self._drawn[key] = drawn
+        return self._drawn[key]
 
     def outputs(self, layer: str, module: nn.Module, output: Tensor, first: int = 0) -> Tensor:
         """Rows (images * positions, out) of a layer's output; ``first`` is the number of the
         batch's first image.
         """
         rows = output.permute(0, 2, 3, 1) if _weight(module).dim() == 4 else output
-        rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        spots = self.at(layer, rows.shape[1])[first : first + len(rows)]
-        return rows[torch.arange(len(rows))[:, None], spots].flatten(0, 1)
+        images, spots = len(rows), math.prod(rows.shape[1:-1])
+        chosen = self.at(layer, spots, rows.device)[first : first + images]
+        before = torch.arange(images, device=rows.device)[:, None] * spots
+        return rows.reshape(-1, rows.shape[-1]).index_select(0, (before + chosen).flatten())
 
     def inputs(self, layer: str, module: nn.Module, x: Tensor, first: int = 0) -> Tensor:
         """Rows (images * positions, kernel positions * in): the patches that those outputs are
@@ -114,9 +114,9 @@ class Sampler:
         corner = (-pads[2], -pads[0])  # of the first patch: top, left
         if module.padding_mode != "zeros":
             x, corner = F.pad(x, pads, mode=module.padding_mode), (0, 0)
-        key = (layer, (len(x), *x.shape[2:], *module.kernel_size), first)
+        key = layer, len(x), x.shape[2:], module.kernel_size, first, x.device
         if key not in self._patches:
-            self._patches[key] = self._find_patches(layer, module, x.shape, grid, corner, first)
+            self._patches[key] = self._find_patches(layer, module, x, grid, corner, first)
         pixels, outside = self._patches[key]
         patches = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, pixels)
         patches.index_fill_(0, outside, 0.0)
@@ -126,7 +126,7 @@ class Sampler:
         self,
         layer: str,
         conv: nn.Conv2d,
-        shape: tuple[int, ...],
+        x: Tensor,
         grid: tuple[int, ...],
         corner: tuple[int, int],
         first: int,
@@ -134,15 +134,15 @@ class Sampler:
         """The pixels of a batch, counted over all its images, that the sampled outputs read (rows *
         kernel positions,); and which of these numbers stand for padding.
         """
-        images, _, height, width = shape
-        spots = self.at(layer, math.prod(grid))[first : first + images, :, None, None]
+        images, _, height, width = x.shape
+        spots = self.at(layer, math.prod(grid), x.device)[first : first + images, :, None, None]
         down, across = (
-            torch.arange(size) * step
+            torch.arange(size, device=x.device) * step
             for size, step in zip(conv.kernel_size, conv.dilation, strict=True)
         )
         y = spots // grid[1] * conv.stride[0] + corner[0] + down[:, None]
         z = spots % grid[1] * conv.stride[1] + corner[1] + across
         outside = (y < 0) | (y >= height) | (z < 0) | (z >= width)
-        image = torch.arange(images)[:, None, None, None]
+        image = torch.arange(images, device=x.device)[:, None, None, None]
         pixels = (image * height + y.clamp(0, height - 1)) * width + z.clamp(0, width - 1)
         return pixels.flatten().int(), outside.flatten().nonzero().flatten()

@@ -111,6 +111,7 @@ class Provenance(Record):
     precision: str | None = None
     precision_note: str | None = None
     compute: str | None = None  # none: of a version that knew the processor only
+    hardware: str | None = None  # of an accelerator; empty: the processor
     batch_size: Width | None = None
     calibration_images: Count | None = None
     warning: str | None = None

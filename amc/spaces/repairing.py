@@ -78,6 +78,12 @@ class RepairingSpace(CompressionSpace):
             peak = network.table.activations.peak_bytes()
             self.calibration = calibration[: max(64, CALIBRATION_BYTES // peak)]
 
+    def recalibrate(self, count: int) -> None:
+        if self.calibration is not None and count < len(self.calibration):
+            super().recalibrate(count)
+            for seen in ("_sampler", "_targets", "_grams"):  # of more images
+                self.__dict__.pop(seen, None)
+
     @cached_property
     def _sampler(self) -> Sampler:
         assert self.calibration is not None

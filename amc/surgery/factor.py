@@ -174,13 +174,14 @@ def last_part(modules: Mapping[str, nn.Module], layer: str) -> str:
     return f"{layer}.{len(module) - 1}" if isinstance(module, nn.Sequential) else layer
 
 
-@own_randomness()  # what the layers draw is replaced
+@own_randomness()  # what the layers draw, on the CPU, is replaced
 def structure(module: nn.Module, method: Method, ranks: Ranks) -> nn.Sequential:
     """The parts of a layer as modules, their weights not yet set."""
     if isinstance(module, nn.Linear):
         parts = parts_of(method, module.in_features, module.out_features, ranks)
         layers: list[nn.Module] = [
-            nn.Linear(part.in_channels, part.out_channels, bias=False) for part in parts
+            nn.Linear(part.in_channels, part.out_channels, bias=False, device="cpu")
+            for part in parts
         ]
     else:
         assert isinstance(module, nn.Conv2d)
@@ -204,6 +205,7 @@ def _convolution(conv: nn.Conv2d, part: Part) -> nn.Conv2d:
         part.in_channels if part.depthwise else 1,
         bias=False,
         padding_mode=conv.padding_mode,
+        device="cpu",
     )
 
 
@@ -252,7 +254,7 @@ def _tucker(kernel: Tensor, ranks: Ranks) -> list[Tensor]:
     inner, outer = ranks
     modes = [mode for mode, whole in ((0, outer == n), (1, inner == c)) if not whole]
     wanted = [(outer, inner)[mode] for mode in modes]
-    (core, factors), _ = partial_tucker(kernel.numpy(), rank=wanted, modes=modes, init="svd")
+    (core, factors), _ = partial_tucker(kernel.cpu().numpy(), rank=wanted, modes=modes, init="svd")
     core = torch.from_numpy(core)
     share = float(core.norm() / max(wanted, default=1) ** 0.5) ** (1 / (1 + len(modes))) or 1.0
     by_mode = {mode: share * torch.from_numpy(f) for mode, f in zip(modes, factors, strict=True)}
@@ -265,7 +267,7 @@ def _cp(kernel: Tensor, ranks: Ranks) -> list[Tensor]:
     from tensorly.decomposition import parafac
 
     weights, factors = parafac(
-        kernel.numpy(), ranks[0], n_iter_max=25, init="random", tol=1e-6, random_state=0
+        kernel.cpu().numpy(), ranks[0], n_iter_max=25, init="random", tol=1e-6, random_state=0
     )
     values = [torch.from_numpy(factor) for factor in factors]
     norms = torch.stack([value.norm(dim=0) for value in values]).clamp_min(1e-12)

@@ -11,13 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import uneven
 
+from amc.criteria.magnitude import l1
+from amc.criteria.reconstruction import reconstruction, removal_losses
 from amc.network.builtin import CifarResNet
+from amc.network.groups import find_groups
 from amc.network.layers import evaluating, example_input
 from amc.network.trace import Network
 from amc.repair.independent import GramMatrices
-from amc.repair.regression import ridge_solve
+from amc.repair.regression import RIDGES, exact_products, regress, ridge_solve, second_moments
 from amc.repair.rows import Sampler
 from amc.spaces.channel import ChannelSpace
+from amc.surgery.cut import cut
 
 
 def calibrated(
@@ -238,3 +242,89 @@ def test_repair_of_inputs_that_hardly_vary(repair: str) -> None:
     repaired = space.apply({"0": 5})
     assert all(torch.isfinite(value).all() for value in repaired.state_dict().values())
     assert error(space, {"0": 5}) < 1.5
+
+
+@pytest.mark.parametrize("width", [1, 5, 128, 300])
+def test_second_moments_of_any_width(width: int) -> None:
+    rows = torch.randn(40, width, dtype=torch.float64)
+    assert torch.allclose(second_moments(rows), rows.T @ rows)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_products_are_exact_whatever_is_allowed(one_by_one: bool) -> None:
+    matmul = torch.backends.cuda.matmul
+    try:
+        torch.set_float32_matmul_precision("highest" if one_by_one else "medium")
+        if one_by_one:
+            matmul.fp32_precision = "tf32"
+        with exact_products():
+            assert matmul.fp32_precision == "ieee"
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert matmul.fp32_precision == "tf32"
+        assert one_by_one or torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("count", [30, 90, 400])
+def test_regression_with_fewer_and_more_rows_than_columns(count: int) -> None:
+    """It solves for all rows with one of the ridges, or changes nothing: compared with the solution
+    in float64 from the raw rows; bf16 rows are not multiplied in bf16.
+    """
+    generator = torch.Generator().manual_seed(count)
+    rows = torch.randn(count, 60, generator=generator).bfloat16()
+    truth, start = torch.randn(2, 3, 60, generator=generator, dtype=torch.float64)
+    wanted = (rows.double() @ truth.T).float()
+    fit = regress(rows.clone(), wanted, start, count, ridge=1e-6)
+    x, y = rows.double() - rows.double().mean(0), wanted.double() - wanted.double().mean(0)
+
+    def solved(ridge: float) -> Tensor:
+        gram = x.T @ x
+        damped = gram + ridge * gram.trace() / 60 * torch.eye(60, dtype=torch.float64)
+        return start + torch.linalg.solve(damped, x.T @ (y - x @ start.T)).T
+
+    allowed = [solved(ridge) for ridge in (1e-6, *RIDGES)]
+    assert min(float((fit.weight - one).abs().max()) for one in allowed) < 1e-4
+    assert (fit.weight - truth).norm() < (start - truth).norm()
+    moments = fit.weight @ (x.T @ x / count) @ fit.weight.T
+    assert torch.allclose(fit.moments(), moments, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_changed_where_no_ridge_helps() -> None:
+    """What would help on the images that are seen does harm on those held back."""
+    generator = torch.Generator().manual_seed(0)
+    rows, truth = (torch.randn(count, 60, generator=generator) for count in (40, 2))
+    wanted = rows @ truth.T
+    wanted[-10:] *= -1
+    start = torch.zeros(2, 60, dtype=torch.float64)
+    assert torch.equal(regress(rows, wanted, start, 40, centre=False).weight, start)
+
+
+def test_what_is_drawn_depends_on_the_layer_and_the_seed_only() -> None:
+    cpu = torch.device("cpu")
+    one, same, other = (Sampler(20, seed, 5).at("layer", 100, cpu) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, Sampler(20, 0, 5).at("another", 100, cpu))
+
+
+@pytest.mark.parametrize("repair", ["independent", "sequential"])
+def test_tensors_are_made_where_the_network_is(repair: str) -> None:
+    """Another device is the default one meanwhile, whose tensors hold nothing: what is made there
+    by mistake cannot be used with the network's.
+    """
+    torch.manual_seed(0)
+    space = calibrated(repair, Branches(), (3, 12, 12), reestimate_batchnorm=True)
+    strategy = {"stem": 8, "inner": 6}
+    expected, cuts = space.apply(strategy).state_dict(), space.cuts(strategy)
+    group = next(group for group in find_groups(space.network)[0] if group.name == "inner")
+    again = ChannelSpace(space.network, space.options.model_dump(), space.calibration)
+    assert again.calibration is not None
+    with torch.device("meta"):
+        model = cut(space.network.model, cuts)
+        again._repair(model, cuts)  # its targets and Gram matrices are not computed yet
+        grams = GramMatrices(space.network, again.calibration, Sampler(200))
+        scores = [criterion(group, space.network, grams) for criterion in (l1, reconstruction)]
+        assert all(loss > 0 for loss in removal_losses(group, space.network, grams, [[0], [1, 2]]))
+    assert {one.device.type for one in scores} == {"cpu"}
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())

@@ -162,7 +162,7 @@ def test_principal_is_the_best_product() -> None:
     y = x @ torch.randn(10, 6, generator=generator, dtype=torch.float64)
     y += 0.3 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
     full = torch.linalg.lstsq(x, y).solution.T
-    inward, outward = principal(full, x.T @ x / 300, 2)
+    inward, outward = principal(full, full @ (x.T @ x / 300) @ full.T, 2)
     best = float(((y - x @ (outward @ inward).T) ** 2).sum())
     u, s, v = torch.linalg.svd(full)
     truncated = (u[:, :2] * s[:2]) @ v[:2]
@@ -227,3 +227,22 @@ def test_the_same_factors_every_time() -> None:
         ranks = (2, 2) if method == "tucker" else (2,)
         one, two = (factorise(conv, method, ranks).state_dict() for _ in range(2))
         assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_factors_are_made_where_the_layer_is(method: Method) -> None:
+    """Another device is the default one meanwhile, whose tensors hold nothing."""
+    conv = nn.Conv2d(6, 8, 3, padding=1)
+    x = example_input(conv, (6, 9, 9), batch=100)
+    factoring, sampler = (
+        Factoring(method, (3, 3) if method == "tucker" else (3,), conv),
+        Sampler(100),
+    )
+    found = []
+    for device in ("cpu", "meta"):
+        with torch.no_grad(), torch.device(device):
+            parts, plain = factoring.before_refit(), factoring.from_weights()
+            wanted = sampler.outputs("0", conv, conv(x))
+            refit(parts, factoring, x, wanted, partial(sampler.inputs, "0"), True, 1e-6)
+        found.append([*parts.parameters(), *plain.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
