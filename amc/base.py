@@ -44,6 +44,7 @@ def base_network(
         if base is not None:
             channels = dataset.input_shape[0]
             check_size(named(config.model, "model"), dataset.classes, channels, base)
+        pretrained = pretrained and base is None  # a run keeps what was downloaded
         model = built(config, dataset.classes, dataset.input_shape[0], pretrained)
         untrained = base is None and config.weights is None and _needs_training(config)
     if base is not None:

@@ -191,23 +191,42 @@ def only(number: int) -> dict[str, str]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """float32 is float32 inside (convolutions of NVIDIA's GPUs take TF32 otherwise), and the same
-    each time.
+    """float32 is float32 inside, whatever the process allows elsewhere (convolutions of NVIDIA's
+    GPUs take TF32 by default, matrix products TF32 or bf16 where asked to), and the same each time.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    try:
-        before = cudnn.allow_tf32, matmul.allow_tf32
-    except RuntimeError:  # the caller has set it by torch's newer names: theirs to decide
-        yield
-        return
-    deterministic = cudnn.deterministic
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    cudnn, products = torch.backends.cudnn, _products()
+    before, deterministic = _read(cudnn, "allow_tf32"), cudnn.deterministic
+    each = [_read(place, "fp32_precision") for place in products]  # since torch 2.9
+    whole = _read(torch, "get_float32_matmul_precision")
+    if before is not None:
+        cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     cudnn.deterministic = True
     try:
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
         cudnn.deterministic = deterministic
+        if before is not None:
+            cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(whole or "highest")
+        for place, value in zip(products, each, strict=True):
+            if value is not None:
+                place.fp32_precision = value
+
+
+def _products() -> list[Any]:
+    """Where torch has settings for products of matrices."""
+    places = torch.backends.cuda, torch.backends.mkldnn
+    return [found for place in places if (found := getattr(place, "matmul", None)) is not None]
+
+
+def _read(place: Any, name: str) -> Any:
+    """A setting; None where there is none, or what it covers was set one by one to be apart."""
+    try:
+        value = getattr(place, name, None)
+        return value() if callable(value) else value
+    except RuntimeError:
+        return None
 
 
 def _doubles(device: torch.device) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from amc.spaces.bounding import Bounds
 from amc.training.trainer import train
 
 UNSEEN = 2000  # test images, at most, that are compared with the held-out ones
+PIXEL_BYTES = 2**28  # of all test images, at once
 SAMPLE = 100  # images by which data is told from other data
 _SHAPES: dict[str, tuple[int, ...]] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
@@ -161,8 +163,10 @@ class Problem:
         batches = Frugal(self.network.table.activations.batch_size())
         fast = prepared(model, self.network)
         correct = 0.0
-        for start in range(0, len(indices), 5000):  # a folder of images need not fit into memory
-            part = indices[start : start + 5000]
+        at_once = min(5000, PIXEL_BYTES // math.prod(self.dataset.input_shape))
+        at_once = max(batches.size, at_once)  # a folder of images need not fit into memory
+        for start in range(0, len(indices), at_once):
+            part = indices[start : start + at_once]
             images = ImageSet.of(self.dataset, source, part, self.compute)
             outputs = batches(self.compute, partial(logits, fast, images))
             correct += float((outputs.argmax(1).cpu() == images.labels).sum())

@@ -113,7 +113,11 @@ class Config(Options):
         description="a file, looked for in the weights directory; DEFAULT: torchvision's; none: "
         "see train",
     )
-    dataset: str | None = Field(None, description="digits, cifar10, npz:PATH or imagefolder:PATH")
+    dataset: str | None = Field(
+        None,
+        description="digits, cifar10, torchvision:NAME, npz:PATH or imagefolder:PATH; a PATH is "
+        "looked for in the data directory, too",
+    )
     space: dict[str, Any] = Field(
         default_factory=lambda: {"name": "channel"}, description="the action space and its options"
     )
@@ -154,7 +158,9 @@ class Config(Options):
         224, ge=8, le=4096, description="height and width of imagefolder images"
     )
     data_dir: str | None = Field(
-        None, description="where data is; else AMC_DATA_DIR, else ~/.cache/amc"
+        None,
+        description="where data is, and decoded images are kept; else AMC_DATA_DIR, else "
+        "~/.cache/amc",
     )
     weights_dir: str | None = Field(
         None, description="where weights are; else AMC_WEIGHTS_DIR, else ~/.cache/amc"

@@ -17,7 +17,7 @@ def l1(group: ChannelGroup, network: Network, grams: GramMatrices | None = None)
     Each consumer counts by its share of its own total, so that wide layers do not decide alone.
     Returns scores (atoms,): higher stays.
     """
-    scores = torch.zeros(group.size, dtype=torch.float64)
+    scores = torch.zeros(group.size, dtype=torch.float64, device="cpu")
     for member in group.members:
         if member.side == "in" and member.layer in group.consumers:
             weight = network.model.get_submodule(member.layer).weight.detach().double()  # type: ignore[operator]

@@ -24,13 +24,14 @@ from amc.data.folders import FolderImages
 from amc.data.images import Images
 from amc.data.labels import class_numbers
 from amc.data.loaders import LoaderImages
-from amc.data.places import find_file
+from amc.data.places import find_file, find_folder
 from amc.data.samplers import in_common
 from amc.errors import UserError, unknown
 from amc.network.torchvision_compat import torchvision
 from amc.randomness import own_randomness
 
 SEEN = 16  # images at once, to see whether they differ
+DECODED = "decoded"  # the folder, in that of the data, in which decoded images are kept
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -199,6 +200,11 @@ def _classes(*parts: Images) -> int:
 def load_dataset(name: str, folder: Path, image_size: int = 224) -> Dataset:
     """``digits``, ``cifar10``, ``torchvision:NAME``, ``npz:PATH`` or ``imagefolder:PATH``.
 
+    Args:
+        name: of it.
+        folder: in which its files are, or are put; a PATH that is not whole may begin there.
+        image_size: of a folder of images.
+
     Raises:
         UserError: the name is unknown, or the files are missing or damaged.
     """
@@ -209,7 +215,7 @@ def load_dataset(name: str, folder: Path, image_size: int = 224) -> Dataset:
     if name.startswith("torchvision:"):
         return _from_torchvision(name, name.removeprefix("torchvision:"), folder)
     if name.startswith("imagefolder:"):
-        return _image_folder(name, Path(name.removeprefix("imagefolder:")).expanduser(), image_size)
+        return _image_folder(name, folder, image_size)
     raise unknown("dataset", name, [*DATASETS, *PREFIXES])
 
 
@@ -263,14 +269,19 @@ def _from_torchvision(name: str, kind: str, folder: Path, **normalisation: Any) 
     return Dataset.from_arrays(name, *arrays, **normalisation)
 
 
-def _image_folder(name: str, root: Path, size: int) -> Dataset:
+def _image_folder(name: str, folder: Path, size: int) -> Dataset:
     """The classes are the folders in ``train``; a test folder may lack some of them."""
+    root = find_folder(name.removeprefix("imagefolder:"), folder)
     test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if not (root / "train").is_dir() or test is None:
-        raise UserError(f"{str(root)!r} must have a folder train and a folder test or val")
-    train_images = FolderImages(root / "train", size)
+        raise UserError(
+            f"{str(root)!r} must have a folder train and a folder test or val, with a folder of "
+            "images a class in both (train/CLASS/1.jpg, val/CLASS/2.jpg): give its whole path, or "
+            "name the folder that it lies in as data_dir or AMC_DATA_DIR"
+        )
+    train_images = FolderImages(root / "train", size, folder / DECODED)
     classes = train_images.classes
-    test_images = FolderImages(test, size, classes)
+    test_images = FolderImages(test, size, folder / DECODED, classes)
     shape = (3, size, size)
     return Dataset(
         name, train_images, test_images, len(classes), shape, IMAGENET_MEAN, IMAGENET_STD

@@ -29,16 +29,29 @@ def find_file(name: str, configured: str | Path | None, key: str = "data_dir") -
     Raises:
         UserError: there is none.
     """
-    path = Path(name).expanduser()  # an absolute one is itself in every folder
-    folder = data_folder(configured, key)
     shipped = Path(str(importlib.resources.files("amc.weights")))
-    for place in (path, folder / path, shipped / path):
+    places = *_places(name, configured, key), shipped / Path(name).expanduser()
+    for place in places:
         if place.is_file():
             return place
     raise UserError(
-        f"the file {str(folder / path)!r} does not exist: give its whole path, or name its folder "
+        f"the file {str(places[1])!r} does not exist: give its whole path, or name its folder "
         f"as {key} or {_variable(key)}"
     )
+
+
+def find_folder(name: str, configured: str | Path | None, key: str = "data_dir") -> Path:
+    """A folder by its path, or by its name in the folder of a key: the arguments are those of
+    `find_file`. Where there is none, the second, which is not there.
+    """
+    places = _places(name, configured, key)
+    return next((place for place in places if place.is_dir()), places[1])
+
+
+def _places(name: str, configured: str | Path | None, key: str) -> tuple[Path, Path]:
+    """Where a file or a folder may be."""
+    path = Path(name).expanduser()  # an absolute one is itself in every folder
+    return path, data_folder(configured, key) / path
 
 
 def _variable(key: str) -> str:

@@ -92,12 +92,19 @@ def _from_torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
     if not pretrained:
         model: nn.Module = builder(weights=None, num_classes=classes, **extra)
         return model
+    weights = torchvision.models.get_model_weights(short).DEFAULT
+    if classes != (known := len(weights.meta["categories"])):
+        raise UserError(
+            f"torchvision's weights of {name!r} tell ImageNet's {known} classes apart, not "
+            f"{classes}: give images of all {known}, numbered as there (the folders n01440764, "
+            "... in alphabetical order are), or a network that was trained for these"
+        )
     try:
-        model = builder(weights="DEFAULT")
+        model = builder(weights=weights)
     except OSError as error:
         raise UserError(
-            f"the weights of {name!r} could not be downloaded ({error}): put them in a file and "
-            "name it as weights"
+            f"the weights of {name!r} could not be downloaded ({error}): put {weights.url} into a "
+            "file and name it as weights"
         ) from error
     return model
 

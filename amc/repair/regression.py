@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from amc.compute import Compute, full_precision
 
 RIDGE = 1e-4  # of the mean diagonal of the Gram matrix
 RIDGES = (1e-2, 1e-1, 1.0, 10.0)  # to choose from too, where there are few rows
@@ -19,31 +18,11 @@ BACK = 4  # one in so many rows is held back, where a ridge is chosen
 _BLOCK = 128  # columns: measured, from 72 to 1152 columns
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Products of fp32 matrices are in fp32, whatever the process allows elsewhere (TF32, bf16)."""
-    places = torch.backends.cuda, torch.backends.mkldnn
-    matmuls: list[Any] = [m for p in places if (m := getattr(p, "matmul", None)) is not None]
-    each = [getattr(matmul, "fp32_precision", None) for matmul in matmuls]  # since torch 2.9
-    try:
-        whole = torch.get_float32_matmul_precision()
-    except RuntimeError:  # what it says and what these say are apart: they were set one by one
-        whole = "highest"
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(whole)
-        for matmul, value in zip(matmuls, each, strict=True):
-            if value is not None:
-                matmul.fp32_precision = value
-
-
 def second_moments(rows: Tensor) -> Tensor:
     """``rows.T @ rows``, which is symmetric: of what is below the diagonal, little is computed."""
     width = rows.shape[1]
     result = rows.new_empty(width, width)
-    with exact_products():
+    with full_precision():
         for start in range(0, width, _BLOCK):
             end = min(start + _BLOCK, width)
             result[start:end, start:] = rows[:, start:end].T @ rows[:, start:]
@@ -53,12 +32,13 @@ def second_moments(rows: Tensor) -> Tensor:
 
 def mixed_moments(rows: Tensor, others: Tensor) -> Tensor:
     """``rows.T @ others``; in this order it is several times faster where ``others`` is narrow."""
-    with exact_products():
+    with full_precision():
         return (others.T @ rows).T
 
 
 def damped_solve(gram: Tensor, right: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """``(G + damping I)^-1 right`` by Cholesky; all in float64.
+    """``(G + damping I)^-1 right`` by Cholesky; all in float64, on the host where the compute is
+    slow at that.
 
     Args:
         gram: G, symmetric (k, k).
@@ -66,12 +46,14 @@ def damped_solve(gram: Tensor, right: Tensor, damping: Tensor) -> tuple[Tensor, 
         damping: a single number, ().
 
     Returns:
-        The solution (k, out), and whether the damped G is positive definite, (): it is none else.
+        (k, out), and whether the damped G is positive definite, (): without that it is no solution.
     """
+    there = Compute(gram.device).solver
     damped = gram.clone()
     damped.diagonal().add_(damping)
-    factor, info = torch.linalg.cholesky_ex(damped)
-    return torch.cholesky_solve(right, factor), info == 0
+    factor, info = torch.linalg.cholesky_ex(damped.to(there))
+    solution = torch.cholesky_solve(right.to(there), factor)
+    return solution.to(gram.device), (info == 0).to(gram.device)
 
 
 def ridge_solve(
@@ -113,7 +95,7 @@ class Regression:
 
     def moments(self) -> Tensor:
         """Second moments of the outputs that the weights give (out, out), float64."""
-        with exact_products():
+        with full_precision():
             outputs = self.rows @ self.weight.T.to(self.rows.dtype)
         return second_moments(outputs).double() / len(outputs)
 
@@ -143,7 +125,7 @@ def regress(
     if centre:  # before the product: afterwards a small variance would be lost
         rows, wanted = rows.sub_(mean), wanted - offset
     if min(len(rows), APART * images) < ENOUGH * rows.shape[1]:
-        with exact_products():
+        with full_precision():
             missing = wanted - rows @ start.T.to(exact)
         change = _best_change(rows, missing, ridge)
     else:

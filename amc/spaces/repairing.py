@@ -76,7 +76,9 @@ class RepairingSpace(CompressionSpace):
             raise UserError("repair needs calibration images")
         if calibration is not None and self.options.repair == "sequential":
             peak = network.table.activations.peak_bytes()
-            self.calibration = calibration[: max(64, CALIBRATION_BYTES // peak)]
+            few = max(64, CALIBRATION_BYTES // peak)
+            if few < len(calibration):  # a copy: the others need not stay in memory
+                self.calibration = calibration[:few].clone()
 
     def recalibrate(self, count: int) -> None:
         if self.calibration is not None and count < len(self.calibration):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from amc.data.datasets import Dataset
@@ -27,7 +28,7 @@ def random_images(name: str, count: int) -> tuple[Network, ImageSet, torch.Tenso
 
 
 def generated(
-    name: str, count: int, calibration: int = CALIBRATION, size: int = 224
+    name: str, count: int, calibration: int = CALIBRATION, branches: float | None = None
 ) -> tuple[nn.Module, Dataset]:
     """A network with random weights and smooth random images of ten kinds.
 
@@ -39,27 +40,36 @@ def generated(
         name: of the network.
         count: images to measure on, the first of the training images.
         calibration: the others.
-        size: height and width.
+        branches: scale of the branches of a ResNet with bottlenecks: where it is small, as in
+            trained ones, rounding does not grow with depth.
     """
+    array, labels = images(count + calibration, 224)
+    dataset = Dataset.from_arrays("random", array, labels, array[:1], labels[:1])
+    seen = ImageSet.of(dataset, dataset.train, np.arange(count, len(array)))
+    few = seen.normalised
+    torch.manual_seed(0)
+    model = build_model(name, 10, 3, False)
+    _repeat_channels(model)
+    for layer, module in model.named_modules():
+        if branches is not None and layer.endswith("bn3"):
+            nn.init.constant_(module.weight, branches)
+    reestimate_batchnorm(model, few, 64)
+    _fit_classifier(model, few, seen.labels)
+    return model.eval(), dataset
+
+
+def images(count: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Smooth random images (count, size, size, 3) of ten kinds, and which."""
     generator = torch.Generator().manual_seed(0)
     kinds = torch.rand(10, 3, 1, 1, generator=generator)  # a colour each
-    labels = torch.randint(10, (count + calibration,), generator=generator)
+    labels = torch.randint(10, (count,), generator=generator)
     pixels = []
     for part in labels.split(64):
         noise = torch.rand(len(part), 3, size // 16, size // 16, generator=generator)
         coarse = 0.7 * kinds[part] + 0.3 * noise
         smooth = nn.functional.interpolate(coarse, size, mode="bilinear")
         pixels.append((255 * smooth).byte().permute(0, 2, 3, 1))
-    array = torch.cat(pixels).numpy()
-    dataset = Dataset.from_arrays("random", array, labels.numpy(), array[:1], labels[:1].numpy())
-    seen = ImageSet.of(dataset, dataset.train, np.arange(count, len(array)))
-    few = seen.normalised
-    torch.manual_seed(0)
-    model = build_model(name, 10, 3, False)
-    _repeat_channels(model)
-    reestimate_batchnorm(model, few, 64)
-    _fit_classifier(model, few, seen.labels)
-    return model.eval(), dataset
+    return torch.cat(pixels).numpy(), labels.numpy()
 
 
 def _repeat_channels(model: nn.Module, group: int = 8, noise: float = 0.1) -> None:

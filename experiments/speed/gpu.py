@@ -21,22 +21,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from generated import generated
+from generated import generated, images
 from training import epoch_seconds
 
-from amc.base import weights_file
+from amc.base import built, weights_file
 from amc.compute import HOST, Compute
 from amc.config import parse_config
+from amc.data.datasets import IMAGENET_MEAN, IMAGENET_STD, Dataset
 from amc.data.places import data_folder
 from amc.errors import UserError
 from amc.evaluate.evaluator import Evaluator
 from amc.evaluate.outcome import Candidate, Outcome
 from amc.evaluate.pace import Pace
+from amc.network.layers import evaluating
+from amc.network.models import load_weights
 from amc.parallel.packing import packed, unpacked
 from amc.problem import Problem
 from amc.spaces.base import Strategy
 
 HERE = Path(__file__).parent
+WEIGHTS = "cifar10_resnet56_45k.safetensors"
 POINTS = 0.1  # of accuracy: so much may computes differ
 THREADS = 2  # of the processor, beside the GPU
 FIGURES = {"resnet56": 0.5, "resnet50": 5.0}  # seconds an episode that are to be reached
@@ -80,25 +84,35 @@ class Row:
 
 
 def problem_of(network: str, compute: str, sizes: Sizes) -> Problem:
-    """ResNet-56 trained on CIFAR-10, where that is there; else random networks and images."""
+    """ResNet-56 as it comes with the package, on CIFAR-10, where that is there, else on random
+    images, which are of the class that it says; ResNet-50 with random weights.
+    """
     values = {
         "compute": compute,
         "budget": {"ratio": 0.5},
         "evaluate": {"images": sizes.images, "calibration_images": sizes.calibration},
+        "allow_untrained": True,
     }
-    if network == "resnet56" and (data_folder(None) / "cifar10.npz").is_file():
-        model = {"model": "cifar:resnet56", "weights": "cifar10_resnet56_45k.safetensors"}
+    if network == "resnet50":
+        every = sizes.images, max(64, sizes.calibration)
+        return Problem.build(
+            parse_config(values), *generated("torchvision:resnet50", *every, branches=0.2)
+        )
+    values |= {"model": "cifar:resnet56", "weights": WEIGHTS}
+    if (data_folder(None) / "cifar10.npz").is_file():
         heldout = {"heldout": "cifar10_heldout_indices.npy", "dataset": "cifar10"}
-        try:
-            config = parse_config({**values, **model, **heldout})
-            weights_file(config)
-            return Problem.build(config)
-        except UserError as error:
-            print(f"{network}: {error}: generated images instead", flush=True)
-    size = 32 if network == "resnet56" else 224
-    name = "cifar:resnet56" if network == "resnet56" else "torchvision:resnet50"
-    model_, dataset = generated(name, sizes.images, max(64, sizes.calibration), size)
-    return Problem.build(parse_config({**values, "allow_untrained": True}), model_, dataset)
+        return Problem.build(parse_config({**values, **heldout}))
+    pixels, _ = images(sizes.images + sizes.calibration + 200, 32)
+    config = parse_config(values)
+    model = built(config, 10, 3)
+    load_weights(model, weights_file(config))
+    parts = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(500)
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (IMAGENET_MEAN, IMAGENET_STD))
+    with evaluating(model):
+        said = torch.cat([model((part / 255 - mean) / std).argmax(1) for part in parts]).numpy()
+    arrays = pixels, said, pixels[:100], said[:100]
+    dataset = Dataset.from_arrays("random", *arrays, IMAGENET_MEAN, IMAGENET_STD)
+    return Problem.build(config, dataset=dataset)
 
 
 def strategies(problem: Problem, count: int) -> list[Strategy]:

@@ -125,8 +125,21 @@ def test_deep_images_are_not_clipped_silently(root: Path) -> None:
         read(root)
 
 
-def test_an_image_that_is_damaged_later_or_in_its_middle_is_named(root: Path) -> None:
-    data = read(root)
-    (root / "train" / "bee" / "1.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"the image '.*bee/1.png' cannot be read .*replace or rem"):
-        data.train.fetch(np.arange(6))
+def test_an_image_that_is_damaged_in_its_middle_is_named(root: Path) -> None:
+    whole = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
+    file = root / "train" / "bee" / "0.png"
+    Image.fromarray(whole).save(file)
+    content = bytearray(file.read_bytes())
+    content[2000:2100] = bytes(100)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"the image '.*bee/0.png' cannot be read .*replace or rem"):
+        read(root)  # it is among the first few, which are looked at
+
+
+def test_a_folder_is_looked_for_in_the_data_folder_too(root: Path) -> None:
+    data = load_dataset(f"imagefolder:{root.name}", root.parent, image_size=16)
+    assert data.train.labels.tolist() == read(root).train.labels.tolist()
+    message = r"/nowhere' must have a folder train .*\(train/CLASS/1.jpg, .*data_dir or AMC_DATA_D"
+    with pytest.raises(UserError, match=message) as caught:
+        load_dataset("imagefolder:nowhere", root, image_size=16)
+    assert str(root / "nowhere") in str(caught.value)

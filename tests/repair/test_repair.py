@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import uneven
 
+from amc.compute import full_precision
 from amc.criteria.magnitude import l1
 from amc.criteria.reconstruction import reconstruction, removal_losses
 from amc.network.builtin import CifarResNet
@@ -18,7 +19,7 @@ from amc.network.groups import find_groups
 from amc.network.layers import evaluating, example_input
 from amc.network.trace import Network
 from amc.repair.independent import GramMatrices
-from amc.repair.regression import RIDGES, exact_products, regress, ridge_solve, second_moments
+from amc.repair.regression import RIDGES, regress, ridge_solve, second_moments
 from amc.repair.rows import Sampler
 from amc.spaces.channel import ChannelSpace
 from amc.surgery.cut import cut
@@ -257,7 +258,7 @@ def test_products_are_exact_whatever_is_allowed(one_by_one: bool) -> None:
         torch.set_float32_matmul_precision("highest" if one_by_one else "medium")
         if one_by_one:
             matmul.fp32_precision = "tf32"
-        with exact_products():
+        with full_precision():
             assert matmul.fp32_precision == "ieee"
             assert torch.get_float32_matmul_precision() == "highest"
         assert matmul.fp32_precision == "tf32"
