@@ -32,6 +32,7 @@ class _State:
     captured: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] | None = None
     calls: int = 0  # of operations on it
     reads: int = 0  # of values by the host
+    strict: int = 0  # 2: they fail
 
 
 STATE = _State()
@@ -83,8 +84,11 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"Expected all tensors to be on the same device ({func})")
     if STATE.captured is not None and (func in _READS or _leaves(func, ours, kwargs)):
         raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+    reads = func in _READS or _leaves(func, ours, kwargs)
+    if reads and STATE.strict:
+        raise RuntimeError(f"called a synchronizing operation: {func}")
     STATE.calls += 1
-    STATE.reads += func in _READS or _leaves(func, ours, kwargs)
+    STATE.reads += reads
     plain_args, plain_kwargs = tree_map(_inner, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
     device = kwargs.get("device") or (ours[0].device if ours else CPU)
@@ -204,6 +208,12 @@ class _Module:
         if STATE.captured is not None:
             raise RuntimeError("operation not permitted when stream is capturing")
         STATE.reads += 1
+
+    def get_sync_debug_mode(self) -> int:
+        return STATE.strict
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        STATE.strict = {"default": 0, "error": 2}.get(str(mode), 0)
 
     def empty_cache(self) -> None:
         pass

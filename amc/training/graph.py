@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -68,16 +70,17 @@ def quickest(update: Update, batch: Batch, rate: float) -> Callable[[Batch, floa
     known = all(hasattr(compute.module, name) for name in ("CUDAGraph", "graph"))
     if not compute.is_accelerator or not known or update.processes.size > 1:
         return update
-    before, why = _copied(update), ""
-    graph: Graphed | None = None
+    before: State = []
     try:
+        before = _copied(update)
         with own_randomness():
-            graph = _checked(update, [(batch, rate), (_other(batch), rate / 2)], before)
+            graph = _checked(update, ((batch, rate), (_other(batch), rate / 2)), before)
+        _restore(update, before)
+        return graph
     except Exception as error:  # whatever a user's forward does that a graph cannot hold
         why = short(first_line(error))
-    _restore(update, before)
-    if graph is not None:
-        return graph
+    if before:
+        _restore(update, before)
     update.optimizer.zero_grad()
     compute.clear()
     logging.getLogger("amc").warning(
@@ -88,7 +91,7 @@ def quickest(update: Update, batch: Batch, rate: float) -> Callable[[Batch, floa
     return update
 
 
-def _checked(update: Update, samples: Sequence[Sample], before: State) -> Graphed:
+def _checked(update: Update, samples: tuple[Sample, Sample], before: State) -> Graphed:
     """A graph that gives what the update gives, twice in succession.
 
     Plain updates come first, and on the stream that is captured: libraries are to have set
@@ -101,8 +104,9 @@ def _checked(update: Update, samples: Sequence[Sample], before: State) -> Graphe
     try:
         with compute.module.stream(stream):
             drawn = _random_states(compute)
-            for sample in samples:
-                update(*sample)
+            update(*samples[0])
+            with _unwaited(compute):
+                update(*samples[1])
             if _random_states(compute) != drawn:
                 raise _Refused("the network draws random numbers, as dropout does")
             expected = _copied(update)
@@ -115,6 +119,25 @@ def _checked(update: Update, samples: Sequence[Sample], before: State) -> Graphe
     finally:
         current.wait_stream(stream)
     return graph
+
+
+@contextmanager
+def _unwaited(compute: Compute) -> Iterator[None]:
+    """What waits for the compute fails inside, where that can be had: a capture fails of it, too,
+    but leaves a GPU's random generator unusable.
+    """
+    module = compute.module
+    if not hasattr(module, "set_sync_debug_mode"):
+        yield
+        return
+    before = module.get_sync_debug_mode()
+    with warnings.catch_warnings():  # torch says that it does not find all that waits
+        warnings.simplefilter("ignore")
+        module.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        module.set_sync_debug_mode(before)
 
 
 def _other(batch: Batch) -> Batch:

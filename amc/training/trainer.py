@@ -193,12 +193,14 @@ class Trainer:
         self.processes.wait()  # the first one has written it
         model = self.lesson.objective.model
         best = self.keeper.best()
+        self.update.optimizer.zero_grad()  # what a graph has computed in lies there
         with damaged(self.keeper.source):
             model.load_state_dict(best)
         model.to(self._home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.eval()
         self._heldout = None
-        self.processes.compute.clear()
+        if self.processes.compute.is_accelerator:
+            self.processes.compute.clear()
 
 
 def train(

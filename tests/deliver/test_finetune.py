@@ -18,12 +18,13 @@ from readme import BLOCKS
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from twin import twin
 from zoo import Mine, command, config_of, taught
 
 from amc.data.datasets import Dataset
 from amc.deliver.evaluate import evaluate
 from amc.deliver.export import export
-from amc.deliver.finetune import finetune
+from amc.deliver.finetune import FinetuneResult, finetune
 from amc.deliver.load import load
 from amc.errors import UserError
 from amc.search import SearchResult, search
@@ -232,3 +233,26 @@ def test_the_loaders_of_the_readme(digits: Dataset, tmp_path: Path) -> None:
     count = sum(p.numel() for p in smaller.parameters())
     assert count < sum(p.numel() for p in Mine().parameters())
     assert next(tmp_path.glob("runs/*/*/export/model.onnx")).is_file()
+
+
+@pytest.mark.parametrize("distill", [{"soft": 0.5}, {"soft": 0.5, "hint": 0.1}])
+def test_on_another_compute(digits: Dataset, tmp_path: Path, distill: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    model, config = Mine(), config_of("agent.episodes=2", "space.repair=none")
+    run = search(config, model=model, dataset=digits, out=tmp_path).run.path
+    settings = {"epochs": 2, "lr": 0.05, "batch_size": 32, "precision": "fp32", "distill": distill}
+
+    def tuned(name: str) -> FinetuneResult:
+        return finetune(run, settings, model=model, dataset=digits, to=tmp_path / name)
+
+    expected = tuned("host")
+    with twin() as state:  # which `auto` takes
+        found = tuned("there")
+        assert state.calls > 1000
+    for key, value in expected.model.state_dict().items():
+        other = found.model.state_dict()[key]
+        assert other.device.type == "cpu" and torch.allclose(other, value, atol=1e-5)
+    strange = ("seconds", "weights_sha256")
+    assert [value for key, value in found.metrics.items() if key not in strange] == [
+        value for key, value in expected.metrics.items() if key not in strange
+    ]

@@ -49,6 +49,15 @@ class Looking(Mine):
         return outputs if float(x.detach().max()) > 100 else 2 * outputs
 
 
+class Waiting(Mine):
+    """It waits for what was begun."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            torch.get_device_module(x.device).synchronize()
+        return super().forward(x)
+
+
 class Dropping(Mine):
     """It draws random numbers."""
 
@@ -198,7 +207,8 @@ def test_images_that_do_not_fit_are_sent_ahead(
     ("kind", "why"),
     [
         (Counting, "gives other weights than the update itself"),
-        (Looking, "not permitted when stream is capturing"),
+        (Looking, "called a synchronizing operation"),
+        (Waiting, "not permitted when stream is capturing"),
         (Dropping, "draws random numbers"),
     ],
 )
