@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import nn
 
 from amc.analysis.pareto import pareto
@@ -26,21 +25,19 @@ from amc.data.datasets import Dataset
 from amc.device.profile import DeviceProfile
 from amc.errors import UserError, whole_number
 from amc.evaluate.evaluator import Evaluator
-from amc.files import check_same, folder_name, sha256, write_bytes
+from amc.files import check_same, folder_name, write_bytes
+from amc.kept import files_of, provenance_of
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
 from amc.problem import Problem, check_trained
 from amc.progress import Report, silent
 from amc.randomness import own_randomness
-from amc.registry import lookup
 from amc.runs import names
 from amc.runs.directory import SCHEMA, Run, claim, layers_csv
 from amc.runs.lock import writing
 from amc.runs.policy import Policy
-from amc.runs.provenance import surroundings
 from amc.runs.stopping import stoppable
 from amc.sections import Config
-from amc.training.keeper import plain
 from amc.views.pictures import plot_range, plot_search
 from amc.walk import taken_up
 
@@ -103,9 +100,9 @@ def search(
     problem = Problem.build(config, model, dataset, report)
     evaluator = problem.evaluator()
     check_trained(config, evaluator.baseline.accuracy, evaluator.images.labels)
-    provenance = _provenance(problem)
+    provenance = provenance_of(problem)
     path = claim(Path(out) / name / f"s{config.seed}-{started}")
-    files = _files(problem, model is not None, policy)
+    files = files_of(problem, model is not None, policy)
     for key, file in (("base_sha256", names.BASE), ("policy_sha256", names.POLICY)):
         if file in files:
             provenance[key] = hashlib.sha256(files[file]).hexdigest()
@@ -309,39 +306,3 @@ def _measurers(evaluator: Evaluator, config: Config, jobs: int, ray: str | None)
     finally:
         evaluator.measurers = None
         measurers.close()
-
-
-def _files(problem: Problem, from_python: bool, policy: Policy | None) -> dict[str, bytes]:
-    """What a run keeps of what it works on: weights where they come from no file."""
-    files = {names.LAYERS: layers_csv(problem.network.table)}
-    if problem.device is not None:
-        files[names.DEVICE] = problem.device.to_yaml().encode()
-    if from_python or weights_file(problem.config) is None:
-        files[names.BASE] = save(plain(problem.network.model))
-    if policy is not None:
-        files[names.POLICY] = policy.to_bytes()
-    return files
-
-
-def _provenance(problem: Problem) -> dict[str, Any]:
-    """What a reader needs to repeat the run."""
-    config = problem.config
-    weights = weights_file(config)
-    sample = problem.dataset.train.fetch(problem.splits.heldout[:100]).numpy().tobytes()
-    return {
-        **surroundings(),
-        "checksums": {
-            "weights": sha256(weights) if weights else None,
-            "heldout_indices": hashlib.sha256(problem.splits.heldout.tobytes()).hexdigest(),
-            "heldout_sample": hashlib.sha256(sample).hexdigest(),
-            "data": problem.data_sha256(),
-        },
-        "one_shot": getattr(lookup("agent", config.agent["name"]), "one_shot", False) is True,
-        "input_shape": list(problem.dataset.input_shape),
-        "classes": problem.dataset.classes,
-        "left_alone": problem.space.left_alone,
-        "prepared": problem.network.trusted.note,
-        "prepared_steps": problem.network.trusted.steps,
-        "uncounted": list(problem.network.table.rest.uncounted),
-        "device_doubts": problem.doubts(),
-    }

@@ -34,6 +34,7 @@ ORDER = [
     ["amc.envs", "amc.agents"],
     ["amc.base"],
     ["amc.problem"],
+    ["amc.kept"],
     ["amc.walk"],
     ["amc.search"],
     ["amc.apply"],
