@@ -42,6 +42,7 @@ from amc.spaces.base import Strategy
 HERE = Path(__file__).parent
 WEIGHTS = "cifar10_resnet56_45k.safetensors"
 POINTS = 0.1  # of accuracy: so much may computes differ
+MATRIX, COPY = 8192, 2**31  # rows and columns, bytes: of what tells a GPU's limits
 THREADS = 2  # of the processor, beside the GPU
 FIGURES = {"resnet56": 0.5, "resnet50": 5.0}  # seconds an episode that are to be reached
 FASTER = 15  # times the processor
@@ -212,13 +213,13 @@ def limits(compute: Compute) -> tuple[list[Row], dict[str, float]]:
     """What this GPU can do: matrix products, copies."""
     rates, rows = {}, []
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
-        size = 8192 if compute.is_accelerator else 1024
+        size = MATRIX if compute.is_accelerator else MATRIX // 8
         a, b = (compute.put(torch.randn(size, size)).to(dtype) for _ in range(2))
         seconds = _best(compute, lambda a=a, b=b: a @ b)
         rates[name] = 2 * size**3 / seconds
         text = f"{rates[name] / 1e12:.1f} TFLOP/s"
         rows.append(_limit(compute, f"matrix product {name}", name, seconds, text))
-    size = 2**31 if compute.is_accelerator else 2**26
+    size = COPY if compute.is_accelerator else COPY // 32
     source = torch.zeros(size, dtype=torch.uint8, device=compute.device)
     target = torch.empty_like(source)
     seconds = _best(compute, lambda: target.copy_(source))
@@ -257,9 +258,8 @@ def failures(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
             if one.network in EPOCHS and one.seconds > EPOCHS[one.network]:
                 slow.append(f"{one.network}: an epoch in {one.seconds:.2f} s, to be {EPOCHS}")
             if other.seconds > TEACHER * one.seconds:
-                slow.append(
-                    f"{one.network}: {other.seconds / one.seconds:.2f} times with a teacher"
-                )
+                times = other.seconds / one.seconds
+                slow.append(f"{one.network}: {times:.2f} times with a teacher, to be {TEACHER}")
     return wrong, slow
 
 
