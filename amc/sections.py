@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from amc.compute import AUTO, NAME
 from amc.cost.budget import Budget
@@ -23,7 +24,7 @@ def _canonical_metric(name: Any) -> Any:
 
 def _compute(name: Any) -> Any:
     if isinstance(name, str) and not NAME.fullmatch(name):
-        raise ValueError("it must be auto, cpu, cuda, or cuda:1")
+        raise PydanticCustomError("compute", "it must be auto, cpu, cuda, or cuda:1")
     return name
 
 
