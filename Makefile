@@ -29,14 +29,17 @@ linked:
 	@ln -sfn $(CURDIR)/experiments/baselines/weights build/typed/amc/weights
 
 # On a GPU: the tests that need one, then experiments/speed/gpu.py; about 8 minutes. Without network
-# and pip, beside a Python that has torch: make gpu WHEELS=folder (of wheels of what it lacks)
+# and pip, beside a Python that has torch and torchvision: make gpu WHEELS=folder (of what it lacks,
+# for its version of Python)
 gpu: $(if $(WHEELS),unpacked,$(VENV)/installed-dev) linked
 	$(GPU_PYTHON) -m pytest -m cuda -p no:cacheprovider; tests=$$?; \
 	$(GPU_PYTHON) experiments/speed/gpu.py && exit $$tests
 
 unpacked:
 	@rm -rf build/site && mkdir -p build/site
-	@for wheel in $(WHEELS)/*.whl; do $(PYTHON) -m zipfile -e "$$wheel" build/site || exit 1; done
+	@for wheel in $(WHEELS)/*.whl; do case $$wheel in \
+	*/torch-*|*/torchvision-*|*/triton-*|*/nvidia_*) ;; \
+	*) $(PYTHON) -m zipfile -e "$$wheel" build/site || exit 1 ;; esac; done
 
 # kill -9, full disks, mutated files, wrong inputs: experiments/attack/README.md
 attack: $(VENV)/installed-dev

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_search import journal
 from torch import nn
-from zoo import Mine, command, config_of
+from zoo import Mine, command, config_of, taught
 
 import amc
 from amc.data.datasets import Dataset
@@ -42,7 +42,8 @@ def source(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     options = ["agent={name: td3, warmup_episodes: 3}", "agent.episodes=12", "reward=kl"]
     config = config_of(*options, "budget.ratio=[0.5, 0.9]")
-    return search(config, model=Mine(), dataset=digits, out=tmp_path_factory.mktemp("of")).run.path
+    model = taught(Mine(), digits)  # of an untrained one no cut is worse than another
+    return search(config, model=model, dataset=digits, out=tmp_path_factory.mktemp("of")).run.path
 
 
 def of(source: Path, *overrides: str, agent: str = "td3") -> list[str]:
@@ -54,7 +55,7 @@ def test_a_search_begins_with_what_another_has_learned(
 ) -> None:
     """On another network; and goes on though that run is gone (laws 3 and 7)."""
     torch.manual_seed(1)
-    model, gone = Deeper(), tmp_path / "gone"
+    model, gone = taught(Deeper(), digits), tmp_path / "gone"
     source.rename(gone)
     config = config_of(*of(gone), "agent.episodes=8", "reward=kl")
     straight = search(config, model=model, dataset=digits, out=tmp_path / "straight")

@@ -219,8 +219,21 @@ def test_threads_of_a_run(
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
-    assert _divided(jobs, 3) == expected
+    assert _divided(jobs, 3, gpus=0) == expected
     assert named_threads() == (None if omp in (None, "many") else int(omp.split(",")[0]))
+
+
+@pytest.mark.parametrize(
+    "gpus, jobs, expected",
+    [(1, None, (1, 6)), (2, None, (2, 3)), (8, None, (3, 2)), (1, 3, (3, 2))],
+)
+def test_gpus_are_divided_as_cores_are(
+    gpus: int, jobs: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run a GPU, unless more are asked for."""
+    monkeypatch.setattr("amc.sweep.cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert _divided(jobs, 3, gpus) == expected
 
 
 def test_the_cores_are_those_that_the_process_may_use() -> None:
