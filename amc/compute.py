@@ -91,13 +91,14 @@ class Compute:
     @property
     def solver(self) -> torch.device:
         """Where float64 is solved: here, unless this is a GPU of which it is no strength (those of
-        a compute capability with a minor number, where it is a thirty-second of float32's rate).
+        a compute capability with a minor number, or above 10.0, where it is at most a thirty-second
+        of float32's rate).
         """
         capability = getattr(self.module, "get_device_capability", None)
         if not self.is_accelerator or capability is None:
             return self.device
-        _, minor = capability(self.device)
-        return CPU if minor else self.device
+        major, minor = capability(self.device)
+        return CPU if minor or major > 10 else self.device
 
     def holds(self, size: int) -> bool:
         """Whether so many bytes can lie here and leave room to work."""
@@ -109,7 +110,8 @@ class Compute:
 
     def put(self, tensor: Tensor) -> Tensor:
         """A tensor here. From the host it goes while the host works on, where it is pinned."""
-        return tensor.to(self.device, non_blocking=True)
+        # to the host it would be there only after a `wait`
+        return tensor.to(self.device, non_blocking=self.is_accelerator)
 
     def resident(self, tensor: Tensor) -> Tensor:
         """A tensor here, where there is room for it; else as it is, for `put` a part at a time."""
@@ -194,13 +196,19 @@ def full_precision() -> Iterator[None]:
     """float32 is float32 inside, whatever the process allows elsewhere (convolutions of NVIDIA's
     GPUs take TF32 by default, matrix products TF32 or bf16 where asked to), and the same each time.
     """
-    cudnn, products = torch.backends.cudnn, _products()
+    cudnn, products = torch.backends.cudnn, _operations()
     before, deterministic = _read(cudnn, "allow_tf32"), cudnn.deterministic
     each = [_read(place, "fp32_precision") for place in products]  # since torch 2.9
+    if deterministic and set(each) == {"ieee"}:  # inside of another one
+        yield
+        return
     whole = _read(torch, "get_float32_matmul_precision")
     if before is not None:
         cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
+    for place, value in zip(products, each, strict=True):
+        if value is not None:  # what is not set falls back on ``torch.backends.fp32_precision``
+            place.fp32_precision = "ieee"
     cudnn.deterministic = True
     try:
         yield
@@ -214,10 +222,12 @@ def full_precision() -> Iterator[None]:
                 place.fp32_precision = value
 
 
-def _products() -> list[Any]:
-    """Where torch has settings for products of matrices."""
-    places = torch.backends.cuda, torch.backends.mkldnn
-    return [found for place in places if (found := getattr(place, "matmul", None)) is not None]
+def _operations() -> list[Any]:
+    """Where torch has settings for products of matrices, convolutions and recurrent layers."""
+    backends = torch.backends.cuda, torch.backends.mkldnn, torch.backends.cudnn
+    names = "matmul", "conv", "rnn"
+    found = (getattr(backend, name, None) for backend in backends for name in names)
+    return [place for place in found if place is not None]
 
 
 def _read(place: Any, name: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from twin import twin
+from twin import is_installed, twin
 
 from amc import plugins
 from amc.compute import Compute
@@ -45,6 +45,8 @@ def elsewhere(request: pytest.FixtureRequest) -> Iterator[Compute]:
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("needs a GPU")
+        if is_installed():
+            pytest.skip("the processor's twin was here: pytest -m cuda, in a process of its own")
         yield Compute.of("cuda")
     else:
         with twin():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from twin import STATE, twin
+from twin import STATE, is_installed, twin
 from zoo import Mine, config_of, journal, taught
 
 import amc
@@ -208,8 +208,8 @@ def test_what_measures_beside_it_takes_the_next_one(network: nn.Module, digits: 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_the_precision_agrees(precision: str, network: nn.Module, digits: Dataset) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+    if is_installed() or not torch.cuda.is_available():
+        pytest.skip("needs a GPU, in a process without the processor's twin: pytest -m cuda")
     scores = []
     for name, how in (("cpu", "fp32"), ("cuda", precision)):
         config = config_of(f"compute={name}", f"evaluate.precision={how}", "evaluate.images=200")

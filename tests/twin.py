@@ -272,6 +272,13 @@ def _install() -> None:
         _library.fallback(lambda op, *args, **kwargs: _run(op, args, kwargs), "PrivateUse1")
 
 
+def is_installed() -> bool:
+    """Whether this process has had it: torch then takes it, not a GPU, for the accelerator, and
+    backward passes forget a GPU's streams. Until the process ends: tests of GPUs need another.
+    """
+    return _library is not None
+
+
 @contextmanager
 def twin(memory: float = math.inf) -> Iterator[_State]:
     """Let torch find it, with so much memory for a tensor."""

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,11 +82,11 @@ class TorchCuda:
         graph = module.CUDAGraph()
         try:
             stream.wait_stream(current)
-            with module.stream(stream):
+            with module.stream(stream):  # around both: a capture that fails leaves its stream set
                 call()
+                with module.graph(graph, stream=stream):
+                    work()
             current.wait_stream(stream)
-            with module.graph(graph, stream=stream):
-                work()
         except RuntimeError as error:  # a forward that reads a value on the host
             logging.getLogger("amc").warning(
                 "warning: the launch of its operations is timed too, for a graph of them cannot be "
@@ -94,14 +95,18 @@ class TorchCuda:
             )
             self.compute.wait()
             return work
-        replay: Callable[[], None] = graph.replay
-        return replay
+        return partial(_replay_of, graph, call)
 
 
 class TorchCudaHalf(TorchCuda):
     """In float16, channels last: on tensor cores."""
 
     name, dtype = "torch_cuda_fp16", torch.float16
+
+
+def _replay_of(graph: Any, call: Callable[[], None]) -> None:
+    """Launch a graph. It has no hold on the weights and images that it reads; ``call`` has."""
+    graph.replay()
 
 
 def _between(compute: Compute, work: Callable[[], None]) -> Run:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from amc.errors import UserError, first_line
-from amc.network.copying import dtype_of, private_copy, unwrapped
+from amc.network.copying import copied, dtype_of, private_copy, unwrapped
 from amc.network.kinds import does_as_its_type
 from amc.network.layers import LayerTable, evaluating, example_input, storage_key
 from amc.network.recording import Recorder
@@ -94,7 +94,9 @@ def trace(
 ) -> LayerTable:
     """Run ``model`` once on one image of ``input_shape`` and write down its layers.
 
-    The hooks are removed and the training mode restored, whatever happens.
+    The hooks are removed and the training mode restored, whatever happens. A model that is on an
+    accelerator is copied to the processor: elsewhere torch may take other operations, with other
+    buffers, for the same layers (attention), and what a network costs does not depend on that.
 
     Args:
         model: to be run.
@@ -105,6 +107,8 @@ def trace(
     Raises:
         UserError: the forward pass fails on that input, or computes with ``source``.
     """
+    if any(parameter.device.type not in ("cpu", "meta") for parameter in model.parameters()):
+        model = copied(model).cpu()
     recorder = Recorder(model)
     handles = []
     for module_name, module in model.named_modules():

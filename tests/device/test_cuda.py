@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -71,6 +73,16 @@ def test_what_is_timed_has_its_precision_and_layout(elsewhere: Compute) -> None:
         assert seen[0].dtype == dtype and seen[0].is_contiguous(memory_format=layout)
         assert seen[0].device == elsewhere.device and len(seen[0]) == 4
         assert model.conv.weight.device.type == "cpu" and model.conv.weight.dtype == torch.float32
+
+
+def test_what_a_graph_reads_is_not_freed(elsewhere: Compute) -> None:
+    model, seen = nn.Conv2d(3, 5, 3), list[weakref.ref[nn.Module]]()
+    model.register_forward_pre_hook(
+        lambda module, inputs, seen=seen: seen.append(weakref.ref(module))
+    )
+    run = runtime_on(elsewhere).prepare(model, IMAGES)
+    gc.collect()
+    assert seen[-1]() is not None and run() > 0
 
 
 def test_a_forward_that_asks_for_a_value_is_timed_without_a_graph(
