@@ -2,8 +2,8 @@
 the untouched network on the compute that is there.
 
 It is chosen once, by the clock, written down, and kept when a run goes on: outcomes depend on it in
-their last digits. Where measuring takes no time to speak of there is nothing to choose, so that
-small searches are the same each time.
+their last digits. Where measuring is no work to speak of there is nothing to choose, so that small
+searches are the same each time, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from amc.network.trace import Network
 
 Chosen = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WORTH = {"cpu": 1.0}  # seconds of measuring below which nothing is timed
-WORTH_ELSEWHERE = 0.02
+WORTH = 2e10  # multiply-accumulates of all images below which nothing is timed
 GAIN = 1.1  # times faster that something must be, to be taken instead of what is usual
 ROUNDS = 3  # of timing all in turn; the shortest time of each counts
 LARGER = {"cpu": (1, 2.5)}  # times the usual batch that are tried
@@ -60,16 +59,13 @@ def choose(
     """
     usual = batch_size or network.table.activations.batch_size()
     fits = Frugal(min(usual, len(images.labels)))
-    start = time.perf_counter()
     reference = fits(images.compute, lambda size: _outputs(network, images, size))
-    images.compute.wait()
-    seconds = time.perf_counter() - start
     refuse_infinite(network, reference, "held-out images")
     dtypes = ["fp32", *_halves(images)] if precision == "auto" else [precision]
     paces = [Pace(one, fits.size) for one in dtypes]  # type: ignore[arg-type]
     note = ""
     while True:
-        fast = fastest(network, images, paces, batch_size, seconds)
+        fast = fastest(network, images, paces, batch_size)
         why = _differs(network, images, reference, fast)
         if not why:
             return replace(fast, note=note and f"{note}: using {fast.precision}"), reference
@@ -84,7 +80,6 @@ def fastest(
     images: ImageSet,
     paces: list[Pace],
     batch_size: int | None,
-    seconds: float,
 ) -> Pace:
     """The one with which the untouched network runs fastest; the first, where no other is faster by
     `GAIN`.
@@ -94,10 +89,9 @@ def fastest(
         images: that strategies are measured on.
         paces: to choose from; each is tried with larger batches too, where none is asked for.
         batch_size: that is asked for.
-        seconds: that measuring takes with the first.
     """
     kind = images.compute.device.type
-    if seconds < WORTH.get(kind, WORTH_ELSEWHERE):
+    if network.table.macs * len(images.labels) < WORTH:
         return paces[0]
     usual, tried = paces[0].batch_size, list(paces)
     if batch_size is None:
