@@ -122,6 +122,20 @@ class Compute:
         if self.is_accelerator:
             self.module.synchronize(self.device)
 
+    @contextmanager
+    def aside(self) -> Iterator[Any]:
+        """On a stream of its own, as graphs are captured; what was begun before ends before it, and
+        what comes after waits for it.
+        """
+        stream = self.module.Stream(self.device)
+        current = self.module.current_stream(self.device)
+        stream.wait_stream(current)
+        try:
+            with self.module.stream(stream):
+                yield stream
+        finally:
+            current.wait_stream(stream)
+
     def clear(self) -> None:
         """Give back memory that is kept for tensors to come."""
         gc.collect()

@@ -95,21 +95,12 @@ class Problem:
         check_alike(network, fresh, None if base is not None else model)
         compute, fresh = placed(network, fresh, config.compute)
         calibration = ImageSet.of(dataset, dataset.train, splits.calibration, compute).normalised
-
-        def bound_space() -> tuple[CompressionSpace, Budget]:
-            space = _space(config, network, calibration, report)
-            space.fresh = fresh
-            if device is not None:
-                space.latency = device.latency_model(network.name)
-            budget = config.budget.of(space.cost({}))
-            Bounds.of(space, budget)  # refuses a budget that cannot be reached
-            return space, budget
-
-        space, budget = bound_space()
+        bind = partial(_bound, config, network, calibration, fresh, device, report)
+        space, budget = bind()
         if untrained:
             assert config.train is not None
             train(network.model, dataset, splits.train, config.train, config.seed, report, compute)
-            space, budget = bound_space()  # what there is to decide may depend on the weights
+            space, budget = bind()  # what there is to decide may depend on the weights
         trust(network, fresh)
         for warning in filter(None, (network.trusted.note, network.table.rest.doubt)):
             logging.getLogger("amc").warning("warning: %s", warning)
@@ -273,6 +264,24 @@ def _geometry(config: Config) -> tuple[int, tuple[int, ...]]:
         return 10, _SHAPES[name]
     dataset = load_dataset(name, data_folder(config.data_dir), config.image_size)
     return dataset.classes, dataset.input_shape
+
+
+def _bound(
+    config: Config,
+    network: Network,
+    calibration: Tensor,
+    fresh: Tensor,
+    device: DeviceProfile | None,
+    report: Report,
+) -> tuple[CompressionSpace, Budget]:
+    """The space and the budget, which can be reached."""
+    space = _space(config, network, calibration, report)
+    space.fresh = fresh
+    if device is not None:
+        space.latency = device.latency_model(network.name)
+    budget = config.budget.of(space.cost({}))
+    Bounds.of(space, budget)  # refuses a budget that cannot be reached
+    return space, budget
 
 
 def _space(

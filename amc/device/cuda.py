@@ -77,16 +77,12 @@ class TorchCuda:
             for _ in range(calls):
                 call()
 
-        module = self.compute.module
-        stream, current = module.Stream(self.compute.device), module.current_stream()
-        graph = module.CUDAGraph()
+        graph = self.compute.module.CUDAGraph()
         try:
-            stream.wait_stream(current)
-            with module.stream(stream):  # around both: a capture that fails leaves its stream set
+            with self.compute.aside() as stream:  # also where a capture fails, which leaves its own
                 call()
-                with module.graph(graph, stream=stream):
+                with self.compute.module.graph(graph, stream=stream):
                     work()
-            current.wait_stream(stream)
         except RuntimeError as error:  # a forward that reads a value on the host
             logging.getLogger("amc").warning(
                 "warning: the launch of its operations is timed too, for a graph of them cannot be "

@@ -74,9 +74,6 @@ class Evaluator:
         self._best = -math.inf  # reward, of those that are
         self.pace, self._reference = pace.choose(space.network, images, precision, batch_size)
         self.baseline = score(self._reference, images.labels)
-        self._batches = Frugal(self.pace.batch_size)
-        calibration = 0 if space.calibration is None else len(space.calibration)
-        self._repairs = Frugal(calibration, FEWEST, "{} calibration images")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is called: that is of this process only."""
@@ -94,27 +91,29 @@ class Evaluator:
 
     @property
     def calibration_images(self) -> int:
-        """That repair has memory for."""
-        return self._repairs.size
+        """That repair uses: those that it has memory for."""
+        return 0 if self.space.calibration is None else len(self.space.calibration)
 
     def _logits(self, model: nn.Module, images: ImageSet) -> Tensor:
         """A network's outputs, (n, classes), in batches for which there is memory."""
-        outputs: Tensor = self._batches(images.compute, lambda size: logits(model, images, size))
-        if self._batches.size != self.pace.batch_size:
-            self.pace = replace(self.pace, batch_size=self._batches.size)
+        batches = Frugal(self.pace.batch_size)
+        outputs: Tensor = batches(images.compute, lambda size: logits(model, images, size))
+        if batches.size != self.pace.batch_size:
+            self.pace = replace(self.pace, batch_size=batches.size)
             self.fell_back()
         return outputs
 
     def _applied(self, strategy: Strategy) -> nn.Module:
         """The smaller network, repaired with as many images as there is memory for."""
-        before = self._repairs.size
+        before = self.calibration_images
 
         def apply(images: int) -> nn.Module:
             self.space.recalibrate(images)
             return self.space.apply(strategy)
 
-        smaller: nn.Module = self._repairs(self.images.compute, apply)
-        if self._repairs.size != before:
+        repairs = Frugal(before, FEWEST, "{} calibration images")
+        smaller: nn.Module = repairs(self.images.compute, apply)
+        if repairs.size != before:
             self.fell_back()
         return smaller
 

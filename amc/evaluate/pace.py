@@ -26,8 +26,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH = 2e10  # multiply-accumulates of all images below which nothing is timed
 GAIN = 1.1  # times faster that something must be, to be taken instead of what is usual
 ROUNDS = 3  # of timing all in turn; the shortest time of each counts
-LARGER = {"cpu": (1, 2.5)}  # times the usual batch that are tried
-LARGER_ELSEWHERE = (4, 16, 64)
+LARGER = (2.5,)  # times the usual batch that are tried, too
+LARGER_ELSEWHERE = (4, 16, 64)  # on an accelerator
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def choose(
     fits = Frugal(min(usual, len(images.labels)))
     reference = fits(images.compute, lambda size: _outputs(network, images, size))
     refuse_infinite(network, reference, "held-out images")
-    dtypes = ["fp32", *_halves(images)] if precision == "auto" else [precision]
+    dtypes = precisions(images) if precision == "auto" else [precision]
     paces = [Pace(one, fits.size) for one in dtypes]  # type: ignore[arg-type]
     note = ""
     while True:
@@ -90,27 +90,30 @@ def fastest(
         paces: to choose from; each is tried with larger batches too, where none is asked for.
         batch_size: that is asked for.
     """
-    kind = images.compute.device.type
     if network.table.macs * len(images.labels) < WORTH:
         return paces[0]
-    usual, tried = paces[0].batch_size, list(paces)
-    if batch_size is None:
-        sizes = {usual, *(int(usual * more) for more in LARGER.get(kind, LARGER_ELSEWHERE))}
-        sizes = {min(size, len(images.labels)) for size in sizes}
-        tried = [replace(pace, batch_size=size) for pace in paces for size in sorted(sizes)]
+    tried = paces if batch_size is not None else with_larger(paces, images)
     if len(tried) == 1:
         return tried[0]
     most = max(pace.batch_size for pace in tried)
-    best = {pace: _time(network, images[:most], pace) for pace in tried}
+    best = {pace: seconds(network, images[:most], pace) for pace in tried}
     for _ in range(ROUNDS - 1):
         for pace in tried:
             if best[pace] < 2 * min(best.values()):  # the others have no chance
-                best[pace] = min(best[pace], _time(network, images[:most], pace))
+                best[pace] = min(best[pace], seconds(network, images[:most], pace))
     quickest = min(tried, key=lambda pace: best[pace])
     return quickest if best[paces[0]] > GAIN * best[quickest] else paces[0]
 
 
-def _time(network: Network, images: ImageSet, pace: Pace) -> float:
+def with_larger(paces: list[Pace], images: ImageSet) -> list[Pace]:
+    """Each of these with its own batch and with larger ones, of as many images as there are."""
+    times = 1, *(LARGER_ELSEWHERE if images.compute.is_accelerator else LARGER)
+    count = len(images.labels)
+    sizes = {min(int(paces[0].batch_size * more), count) for more in times}
+    return [replace(pace, batch_size=size) for pace in paces for size in sorted(sizes)]
+
+
+def seconds(network: Network, images: ImageSet, pace: Pace) -> float:
     """Seconds that the untouched network takes; infinite where it does not run so."""
     try:
         model: Any = prepared(network.model, network, pace.dtype)
@@ -133,13 +136,13 @@ def _outputs(network: Network, images: ImageSet, size: int, pace: Pace | None = 
     return logits(prepared(network.model, network, dtype), images, size)
 
 
-def _halves(images: ImageSet) -> list[Chosen]:
-    """The precisions of 16 bits worth trying: fp16 is the more exact one, and GPUs take the same
-    time for both; oneDNN has bf16 only, where the processor has AVX-512.
+def precisions(images: ImageSet) -> list[Chosen]:
+    """Those worth trying. Of 16 bits fp16 is the more exact one, and GPUs take the same time for
+    both; oneDNN has bf16 only, where the processor has AVX-512.
     """
     if images.compute.is_accelerator:
-        return ["fp16", "bf16"]
-    return ["bf16"] if fuses_bf16() else []
+        return ["fp32", "fp16", "bf16"]
+    return ["fp32", "bf16"] if fuses_bf16() else ["fp32"]
 
 
 def _differs(network: Network, images: ImageSet, reference: Tensor, pace: Pace) -> str:

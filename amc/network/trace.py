@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -110,17 +112,11 @@ def trace(
     if any(parameter.device.type not in ("cpu", "meta") for parameter in model.parameters()):
         model = copied(model).cpu()
     recorder = Recorder(model)
-    handles = []
-    for module_name, module in model.named_modules():
-        if module is not model and recorder.is_row(module):
-            hooks = recorder.hooks(module_name)
-            handles.append(module.register_forward_pre_hook(hooks[0]))
-            handles.append(module.register_forward_hook(hooks[1], with_kwargs=True))
     image = example_input(model, input_shape)
     foreign = set() if source is None else {storage_key(t) for t in source.parameters()}
     recorder.foreign = foreign - recorder.weights
     try:
-        with evaluating(model), recorder:
+        with _hooked(model, recorder), evaluating(model), recorder:
             recorder.add(image)
             recorder.finish(model(image))
     except UserError:
@@ -130,12 +126,25 @@ def trace(
             f"the network {name!r} does not run on an input of shape {tuple(input_shape)}: "
             f"{first_line(error)}"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if recorder.is_foreign:
         raise UserError(
             f"a copy of the network {name!r} still computes with the original's weights: a "
             "forward, hook or attribute of an instance refers to it; define it in the class"
         )
     return recorder.table()
+
+
+@contextmanager
+def _hooked(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Let a recorder see the inputs and outputs of all that is a row of the table."""
+    handles = []
+    for name, module in model.named_modules():
+        if module is not model and recorder.is_row(module):
+            before, after = recorder.hooks(name)
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

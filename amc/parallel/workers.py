@@ -67,28 +67,27 @@ class LocalWorkers:
     def __init__(self, jobs: int, threads: int) -> None:
         self.jobs, self.threads = jobs, threads
         self._numbers = itertools.count()
-        self._running: dict[int, tuple[Any, Connection]] = {}
-        self._places: dict[int, int] = {}  # task -> its place among those that run
+        self._running: dict[int, tuple[Any, Connection, int]] = {}  # the last: which GPU
 
     def start(self, task: Task) -> int:
         context = get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        place = next(i for i in itertools.count() if i not in self._places.values())
-        arguments = task, self.threads, only(place), theirs
+        taken = {gpu for _, _, gpu in self._running.values()}
+        gpu = next(number for number in itertools.count() if number not in taken)
+        arguments = task, self.threads, only(gpu), theirs
         process = context.Process(target=_local, args=arguments, daemon=True)
         with deaf():
             process.start()
         theirs.close()
         number = next(self._numbers)
-        self._running[number] = process, ours
-        self._places[number] = place
+        self._running[number] = process, ours, gpu
         return number
 
     def ended(self) -> dict[int, End]:
         found = {}
-        for number, (process, pipe) in list(self._running.items()):
+        for number, (process, pipe, _) in list(self._running.items()):
             if not process.is_alive():
-                del self._running[number], self._places[number]
+                del self._running[number]
                 try:
                     found[number] = pipe.recv()
                 except EOFError:
@@ -97,9 +96,9 @@ class LocalWorkers:
         return found
 
     def close(self) -> None:
-        for process, _ in self._running.values():
+        for process, *_ in self._running.values():
             process.terminate()
-        for process, _ in self._running.values():
+        for process, *_ in self._running.values():
             process.join()
 
 

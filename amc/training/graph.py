@@ -98,26 +98,20 @@ def _checked(update: Update, samples: tuple[Sample, Sample], before: State) -> G
     themselves up there (PyTorch's notes on CUDA semantics, "CUDA Graphs").
     """
     compute = update.processes.compute
-    stream = compute.module.Stream(compute.device)
-    current = compute.module.current_stream(compute.device)
-    stream.wait_stream(current)
-    try:
-        with compute.module.stream(stream):
-            drawn = _random_states(compute)
-            update(*samples[0])
-            with _unwaited(compute):
-                update(*samples[1])
-            if _random_states(compute) != drawn:
-                raise _Refused("the network draws random numbers, as dropout does")
-            expected = _copied(update)
-            graph = Graphed(update, samples[0][0], stream)
-            _restore(update, before)
-            for sample in samples:
-                graph(*sample)
-            if not _agree(before, expected, update.state()):
-                raise _Refused("it gives other weights than the update itself")
-    finally:
-        current.wait_stream(stream)
+    with compute.aside() as stream:
+        drawn = _random_states(compute)
+        update(*samples[0])
+        with _unwaited(compute):
+            update(*samples[1])
+        if _random_states(compute) != drawn:
+            raise _Refused("the network draws random numbers, as dropout does")
+        expected = _copied(update)
+        graph = Graphed(update, samples[0][0], stream)
+        _restore(update, before)
+        for sample in samples:
+            graph(*sample)
+        if not _agree(before, expected, update.state()):
+            raise _Refused("it gives other weights than the update itself")
     return graph
 
 

@@ -38,6 +38,7 @@ from amc.network.models import load_weights
 from amc.parallel.packing import packed, unpacked
 from amc.problem import Problem
 from amc.spaces.base import Strategy
+from amc.spaces.bounding import Bounds
 
 HERE = Path(__file__).parent
 WEIGHTS = "cifar10_resnet56_45k.safetensors"
@@ -118,12 +119,9 @@ def problem_of(network: str, compute: str, sizes: Sizes) -> Problem:
 
 def strategies(problem: Problem, count: int) -> list[Strategy]:
     """The uniform one at about half the MACs, then random ones within."""
-    space, budget, found = problem.space, problem.budget, list[Strategy]()
+    space, budget = problem.space, problem.budget
     draws = np.random.default_rng(0)
-    ratio = 1.0
-    while not budget.allows(space.cost(space.uniform(ratio))):
-        ratio -= 0.01
-    found.append(space.uniform(ratio))
+    found: list[Strategy] = [Bounds.of(space, budget).uniform()]
     while len(found) < count:
         ratios = {d.name: space.decode(d, draws.uniform(0.2, 1.0)) for d in space.decisions}
         if budget.allows(space.cost(ratios)):
@@ -148,7 +146,6 @@ def episodes(network: str, compute: Compute, sizes: Sizes, rate: float) -> list[
     binding = time.perf_counter() - start
     here = unpacked(packed(there), HOST)
     here.pace = Pace("fp32", problem.network.table.activations.batch_size())
-    here._batches.size = here.pace.batch_size
     timed(there, problem.space.uniform(0.6), problem)  # libraries set themselves up
     found: dict[str, list[tuple[float, Outcome]]] = {"there": [], "here": []}
     for number, strategy in enumerate(strategies(problem, sizes.strategies)):

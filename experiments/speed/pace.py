@@ -24,20 +24,14 @@ IMAGES, ROUNDS = 1000, 5
 def rows_of(network: str, compute: str) -> list[dict[str, object]]:
     overrides = [f"compute={compute}", f"evaluate.images={IMAGES}", "space.repair=none"]
     problem = Problem.build(load_config(f"cifar10_{network}_channel_macs50", overrides)[1])
-    chosen = problem.evaluator().pace
-    images = problem.evaluator("fp32", 1).images
+    evaluator = problem.evaluator()
+    chosen, images = evaluator.pace, evaluator.images
     usual = problem.network.table.activations.batch_size()
-    kind = images.compute.device.type
-    sizes = {usual, *(int(usual * more) for more in pace.LARGER.get(kind, pace.LARGER_ELSEWHERE))}
-    tried = [
-        pace.Pace(precision, min(size, IMAGES))
-        for precision in ("fp32", *pace._halves(images))
-        for size in sorted(sizes)
-    ]
-    times: dict[pace.Pace, list[float]] = {one: [] for one in tried}
+    paces = [pace.Pace(precision, usual) for precision in pace.precisions(images)]
+    times: dict[pace.Pace, list[float]] = {one: [] for one in pace.with_larger(paces, images)}
     for _ in range(ROUNDS):
         for one, taken in times.items():
-            taken.append(pace._time(problem.network, images, one))
+            taken.append(pace.seconds(problem.network, images, one))
     return [
         {
             "network": network,

@@ -35,9 +35,9 @@ def clock(monkeypatch: pytest.MonkeyPatch, seconds: dict[tuple[str, int], float]
         asked.append(one)
         return seconds.get((one.precision, one.batch_size), 9.0)
 
-    monkeypatch.setattr(pace, "_time", took)
+    monkeypatch.setattr(pace, "seconds", took)
     monkeypatch.setattr(pace, "WORTH", 0)
-    monkeypatch.setattr(pace, "_halves", lambda images: ["fp16", "bf16"])
+    monkeypatch.setattr(pace, "precisions", lambda images: ["fp32", "fp16", "bf16"])
     return asked
 
 
