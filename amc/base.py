@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.compute import AUTO, HOST, Compute
+from amc.compute import HOST, Compute
 from amc.data.datasets import Dataset
 from amc.data.places import find_file
 from amc.errors import UserError, first_line, shown
@@ -55,22 +55,24 @@ def base_network(
     return network, untrained
 
 
-def placed(network: Network, images: Tensor, name: str) -> tuple[Compute, Tensor]:
+def placed(
+    network: Network, images: Tensor, compute: Compute, asked_for: bool
+) -> tuple[Compute, Tensor]:
     """Bring a network to a compute: where it gives there what it gives on the host.
 
     Args:
         network: on the host.
         images: real ones (n, C, H, W), normalised, on the host.
-        name: of the compute, as the config has it. With ``auto`` a network that does not fit an
-            accelerator stays where it is.
+        compute: where it is to be.
+        asked_for: whether the user has named it; else a network that does not run there stays on
+            the host.
 
     Returns:
         the compute, and the images there.
 
     Raises:
-        UserError: there is no such compute, or the network does not run there.
+        UserError: the network does not run on what the user has named.
     """
-    compute = Compute.of(name)
     if not compute.is_accelerator:
         return compute, images
     with evaluating(network.model):
@@ -86,7 +88,7 @@ def placed(network: Network, images: Tensor, name: str) -> tuple[Compute, Tensor
     except Exception as error:  # a user's forward may make tensors where it likes
         why = first_line(error)
     network.model.cpu()
-    if name != AUTO:
+    if asked_for:
         raise UserError(
             f"the network {network.name!r} does not run on {compute.name} ({why}): take compute=cpu"
         )

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from amc.base import base_network, built, named, placed
-from amc.compute import HOST, Compute, Frugal
+from amc.compute import AUTO, HOST, Compute, Frugal
 from amc.cost.budget import Budget
 from amc.data.datasets import Dataset, load_dataset
 from amc.data.places import data_folder, find_file
@@ -82,6 +82,7 @@ class Problem:
         """
         if dataset is not None and not isinstance(dataset, Dataset):
             raise UserError(f"dataset is {shown(dataset)}: an amc.Dataset is expected")
+        compute = Compute.of(config.compute)  # refused before any data is read
         folder = data_folder(config.data_dir)
         if device is None and config.device is not None:
             device = load_device(config.device)
@@ -93,7 +94,7 @@ class Problem:
         network, untrained = base_network(config, dataset, model, base)
         fresh = ImageSet.of(dataset, dataset.train, splits.others(SEEN)).normalised
         check_alike(network, fresh, None if base is not None else model)
-        compute, fresh = placed(network, fresh, config.compute)
+        compute, fresh = placed(network, fresh, compute, config.compute != AUTO)
         calibration = ImageSet.of(dataset, dataset.train, splits.calibration, compute).normalised
         bind = partial(_bound, config, network, calibration, fresh, device, report)
         space, budget = bind()
