@@ -233,7 +233,8 @@ def example_input(
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((batch, *input_shape), generator=generator).to(like.device, like.dtype)
+    image = torch.randn((batch, *input_shape), generator=generator, device="cpu")
+    return image.to(like.device, like.dtype)
 
 
 @contextmanager

@@ -211,7 +211,7 @@ class Recorder(TorchDispatchMode):
             return "it is called with other arguments than one input"
         if not isinstance(output, Tensor):
             return "its output is not a tensor"
-        dim = kind.channel_dim
+        dim = kind.dim(module)
         if inputs[0].dim() < kind.least_dims or output.dim() != inputs[0].dim():
             return f"its input has {inputs[0].dim()} dimensions"
         if (inputs[0].shape[dim], output.shape[dim]) != kind.widths(module):

@@ -13,7 +13,7 @@ from torch import nn
 
 from amc.errors import UserError, first_line
 from amc.network.copying import copied, dtype_of, private_copy, unwrapped
-from amc.network.kinds import does_as_its_type
+from amc.network.kinds import acquaint, does_as_its_type
 from amc.network.layers import LayerTable, evaluating, example_input, storage_key
 from amc.network.recording import Recorder
 
@@ -111,6 +111,7 @@ def trace(
     """
     if any(parameter.device.type not in ("cpu", "meta") for parameter in model.parameters()):
         model = copied(model).cpu()
+    acquaint(model)
     recorder = Recorder(model)
     image = example_input(model, input_shape)
     foreign = set() if source is None else {storage_key(t) for t in source.parameters()}

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amc.network.groups import Side
 from amc.network.kinds.base import kept
+from amc.network.kinds.parts import Side
 from amc.network.layers import evaluating
 from amc.network.trace import Network
 from amc.repair.regression import RIDGE, centred, ridge_solve, second_moments

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from amc.network.groups import Side
 from amc.network.kinds.base import kept
+from amc.network.kinds.parts import Side
 from amc.network.trace import Network
 from amc.repair.deferring import Deferring, Open, compute
 from amc.repair.factors import Factoring, refit

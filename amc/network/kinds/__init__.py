@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from amc.network.kinds.across import Across, GlobalResponse, GroupNorm
 from amc.network.kinds.base import Kind
 from amc.network.kinds.convolution import Convolution
 from amc.network.kinds.linear import Linear
@@ -16,6 +17,7 @@ __all__ = [
     "KINDS",
     "Kind",
     "LinkedModule",
+    "acquaint",
     "does_as_its_type",
     "is_batchnorm",
     "is_batchnorm_like",
@@ -23,7 +25,15 @@ __all__ = [
     "mixes",
 ]
 
-KINDS: tuple[Kind, ...] = (Convolution(), Linear(), ChannelNorm(), Linked())
+KINDS: tuple[Kind, ...] = (
+    Convolution(),
+    Linear(),
+    ChannelNorm(),
+    GroupNorm(),
+    Across(),
+    GlobalResponse(),
+    Linked(),
+)
 """The first that matches counts."""
 
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -33,6 +43,15 @@ _EXACT = (nn.Conv2d, nn.Linear, *_BATCHNORMS)
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None where surgery does not know it."""
     return next((kind for kind in KINDS if kind.matches(module)), None)
+
+
+def acquaint(model: nn.Module) -> None:
+    """Ask every module of a network of ours what its kind wants to know of it, before anything
+    watches the network.
+    """
+    for module in model.modules():
+        if (kind := kind_of(module)) is not None:
+            kind.dim(module)
 
 
 def mixes(module: nn.Module) -> bool:

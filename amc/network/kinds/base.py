@@ -38,9 +38,21 @@ class Kind(ABC):
             ValueError: it cannot lose these.
         """
 
+    def dim(self, module: nn.Module) -> int:
+        """Where its input and its output have their channels."""
+        return self.channel_dim
+
     def mixes(self, module: nn.Module) -> bool:
         """Whether every output channel depends on every input channel, by `weight`."""
         return False
+
+    def masked(
+        self, module: nn.Module, x: Tensor, gone_in: list[int], gone_out: list[int]
+    ) -> Tensor:
+        """The input of a call in which the channels that are to be cut say nothing: zeros, unless
+        the layer lets channels pass.
+        """
+        return x.index_fill(self.dim(module), torch.tensor(gone_in, dtype=torch.long, device=x.device), 0.0)
 
     def weight(self, module: nn.Module) -> Tensor:
         """Of one that mixes: (out, in, ...)."""
@@ -50,6 +62,10 @@ class Kind(ABC):
 
     def links(self, module: nn.Module) -> list[tuple[int, int]]:
         """Pairs (input channel, output channel) that live or die together."""
+        return []
+
+    def ties(self, module: nn.Module) -> list[tuple[int, int]]:
+        """Pairs of output channels that live or die together."""
         return []
 
     def facts(self, module: nn.Module) -> dict[str, Any]:
