@@ -5,7 +5,7 @@ around that count its channels, and parts that must stay equally wide.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -53,20 +53,26 @@ def _falling(size: int, numbers: Sequence[tuple[str, str, int]]) -> Iterator[Mem
         yield Member(module, side_of_number(attribute), channels)
 
 
-def merged(groups: Sequence[ChannelGroup]) -> Iterator[ChannelGroup]:
+def merged(
+    groups: Sequence[ChannelGroup], failed: Collection[str]
+) -> Iterator[tuple[ChannelGroup, set[str]]]:
     """Groups of one size that are parts of the output of one layer, as one group which loses as
-    much of each: a network that splits it equally goes on doing so.
+    much of each: a network that splits it equally goes on doing so. And the names of the parts.
+
+    Args:
+        groups: all of a network.
+        failed: the names of those that cannot be cut alone.
     """
     parts: dict[tuple[str, int], list[ChannelGroup]] = defaultdict(list)
     for group in groups:
         for producer in group.producers:
             parts[producer, group.size].append(group)
-    done: list[set[str]] = []
+    done: set[str] = set()
     for (producer, _), same in sorted(parts.items(), key=lambda item: -len(item[1])):
         names = {group.name for group in same}
-        if len(same) > 1 and not any(names & before for before in done):
-            done.append(names)
-            yield _zipped(sorted(same, key=lambda group: _first(group, producer)))
+        if len(same) > 1 and names & set(failed) and not names & done:
+            done |= names
+            yield _zipped(sorted(same, key=lambda group: _first(group, producer))), names
 
 
 def _first(group: ChannelGroup, layer: str) -> int:

@@ -67,10 +67,11 @@ def verify_groups(
         if better is not None:
             verified.append(better)
             del failures[group.name]
-    left = [group for group in groups if group.name in failures and group.size > 1]
-    for group in merged(left):
+    several = [group for group in groups if group.size > 1]
+    for group, parts in merged(several, failures):
         better = verifier.adapted(group, whole=True)
         if better is not None:
+            verified = [item for item in verified if item.group.name not in parts]
             verified.append(better)
     order = {group.name: place for place, group in enumerate(groups)}
     verified.sort(key=lambda item: order[item.group.name])
