@@ -80,7 +80,7 @@ class Network:
         names = Counter(spec.name.split("@")[0] for spec in self.table)
         found = set()
         for spec in self.table:
-            if spec.kind not in ("conv", "linear") or names[spec.name] > 1 or spec.groups > 1:
+            if spec.kind not in ("conv", "linear") or names[spec.name] != 1 or spec.groups > 1:
                 continue
             kind = kind_of(modules[spec.name])
             if kind is not None and kind.by_its_weights(modules[spec.name], spec.input_size):
