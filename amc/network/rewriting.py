@@ -1,0 +1,295 @@
+"""Attention that cannot lose heads as it is written, replaced by modules that compute the same and
+can (`amc.network.attention`): ``nn.MultiheadAttention``, torchvision's Swin, and self-attention as
+people write it who take the width of a head from the width of the input.
+
+A module is replaced only where it is exactly of a type whose computation is known, or where the
+other one gave its outputs on an input of its own; and all only where the network's outputs stay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from amc.network.attention import HEADS, MultiheadAttention, Parts, SelfAttention
+from amc.network.copying import copied
+from amc.network.kinds import kind_of
+from amc.network.layers import evaluating, example_input
+from amc.network.torchvision_compat import torchvision
+from amc.network.windows import WindowAttention, WindowAttentionV2
+
+_SWIN = torchvision.models.swin_transformer
+_TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-8}  # of the largest output
+
+
+def _multihead(module: nn.Module) -> nn.Module | None:
+    if not isinstance(module, nn.MultiheadAttention) or type(module) is not nn.MultiheadAttention:
+        return None
+    return None if module.add_zero_attn or module.bias_k is not None else MultiheadAttention(module)
+
+
+def _windows(module: nn.Module) -> nn.Module | None:
+    if type(module) is _SWIN.ShiftedWindowAttention:
+        return WindowAttention(module)
+    if type(module) is _SWIN.ShiftedWindowAttentionV2:
+        return WindowAttentionV2(module)
+    return None
+
+
+def _own(module: nn.Module, need_weights: bool = False) -> nn.Module | None:
+    parts = Parts.of(module)
+    return None if parts is None else SelfAttention(module, parts, need_weights)
+
+
+FORMS: dict[str, Callable[[nn.Module], nn.Module | None]] = {
+    "multihead": _multihead,
+    "windows": _windows,
+    "self": _own,
+    "self_with_weights": lambda module: _own(module, need_weights=True),
+}
+"""Name -> what makes the other module; None where a module is not built so."""
+_ASKED = ("self", "self_with_weights")  # people's own: what they compute is seen from outputs
+
+
+def rewrite(model: nn.Module, forms: Mapping[str, str]) -> None:
+    """Replace modules by their other forms, in place; one that is replaced already is left.
+
+    Args:
+        model: the architecture; on any device.
+        forms: name of a module -> of its form, as `rewrite_alike` gave them.
+
+    Raises:
+        ValueError: the network has no such module.
+    """
+    for name, form in forms.items():
+        module = model.get_submodule(name) if name in dict(model.named_modules()) else None
+        if isinstance(module, MultiheadAttention | WindowAttention | SelfAttention):
+            continue
+        new = None if module is None or form not in FORMS else FORMS[form](module)
+        if module is None or new is None:
+            raise ValueError(f"its {name!r} is no attention that can be rewritten as {form!r}")
+        _swap(model, module, new)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):  # its way around layers knows torch's only
+            module.use_nested_tensor = False
+
+
+def rewrite_alike(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, str]:
+    """Replace, in place, all modules for which that leaves the network's outputs.
+
+    Args:
+        model: in float32, on the host.
+        input_shape: of one image.
+
+    Returns:
+        name of a module -> of its form; none where the network does not run, or gives others then.
+    """
+    candidates = dict(_candidates(model))
+    if not candidates:
+        return {}
+    seen = _Calls()
+    try:
+        with seen.of(candidates):
+            expected = _outputs(model, input_shape)
+    except Exception:  # whoever traces it says why it does not run
+        return {}
+    forms = {}
+    for name, module in candidates.items():
+        form = _form_of(module, seen.first.get(name))
+        if form is not None:
+            forms[name] = form
+    if not forms:
+        return {}
+    rewrite(model, forms)
+    replaced = {name: model.get_submodule(name) for name in forms}
+    old = {name: candidates[name] for name in forms}
+    if _is_alike(model, input_shape, expected, seen, old, replaced):
+        return forms
+    _restore(model, replaced, old)
+    return {}
+
+
+def restored(model: nn.Module) -> nn.Module:
+    """A copy of a whole network whose state dict has the keys that the user's own has."""
+    own = copied(model)
+    for module in list(own.modules()):
+        if isinstance(module, MultiheadAttention):
+            _swap(own, module, module.original())
+    return own
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What may be replaced: nothing of it is shared, hooked, or has a forward of an instance."""
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    for name, module in model.named_modules():
+        if not name or not any(make(module) is not None for make in FORMS.values()):
+            continue
+        inside = list(module.modules())
+        hooks = any(one._forward_hooks or one._forward_pre_hooks for one in inside)
+        own = any("forward" in vars(one) for one in inside)
+        if not hooks and not own and all(owners[id(p)] == 1 for p in module.parameters()):
+            yield name, module
+
+
+@dataclass
+class _Calls:
+    """What modules were called with."""
+
+    first: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # arguments, named ones, output
+    count: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def of(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Note the calls inside."""
+        handles = []
+        for name, module in modules.items():
+
+            def note(_: Any, given: Any, named: Any, output: Any, name: str = name) -> None:
+                self.count[name] += 1
+                self.first.setdefault(name, (given, named, output))
+
+            handles.append(module.register_forward_hook(note, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _form_of(module: nn.Module, call: tuple[Any, ...] | None) -> str | None:
+    """The form in which a module computes what it does."""
+    for form, make in FORMS.items():
+        other = make(module)
+        if other is None or call is None:
+            continue
+        if form not in _ASKED or _does_the_same(module, other, call):
+            return form
+    return None
+
+
+def _does_the_same(module: nn.Module, other: nn.Module, call: tuple[Any, ...]) -> bool:
+    """Whether another module gives the outputs of one that people have written, in eval mode and,
+    with every dropout taking nothing or all, in training; and can lose a head, which that cannot.
+    """
+    (x, *more), named, _ = call
+    if more or named or not isinstance(x, Tensor) or x.dim() != 3:
+        return False
+    dropouts = [one for one in module.modules() if isinstance(one, nn.Dropout)]
+    rates = [one.p for one in dropouts]
+    try:
+        with torch.no_grad():
+            if not _agree(module(x), other(x)):
+                return False
+            for lossy in (None, *dropouts):
+                for one in dropouts:
+                    one.p = float(one is lossy)
+                if not _agree(module.train()(x), other.train()(x)):
+                    return False
+            return not _loses_a_head(module, other, x)
+    finally:
+        for one, rate in zip(dropouts, rates, strict=True):
+            one.p = rate
+        module.eval()
+
+
+def _loses_a_head(module: nn.Module, other: nn.Module, x: Tensor) -> bool:
+    """Whether a module computes with one head less as the other one does."""
+    assert isinstance(other, SelfAttention)
+    parts = other.parts
+    if parts.heads == 1:
+        return True
+    try:
+        return _agree(*(_one_head_less(one, parts).eval()(x) for one in (module, other)))
+    except Exception:  # whatever its forward raises on widths that it did not expect
+        return False
+
+
+def _one_head_less(module: nn.Module, parts: Parts) -> nn.Module:
+    """A copy without the last head, whose attributes say so."""
+    smaller, inner = copied(module), parts.heads * parts.head_dim
+    gone = list(range(inner - parts.head_dim, inner))
+    blocks = 3 if len(parts.inward) == 1 else 1
+    for name in parts.inward:
+        layer = smaller.get_submodule(name)
+        kind = kind_of(layer)
+        assert kind is not None
+        kind.cut(layer, [], [block * inner + at for block in range(blocks) for at in gone])
+    outward = smaller.get_submodule(parts.outward)
+    kind = kind_of(outward)
+    assert kind is not None
+    kind.cut(outward, gone, [])
+    for name, value in list(vars(smaller).items()):
+        if type(value) is int and name in HEADS and value == parts.heads:
+            setattr(smaller, name, value - 1)
+        elif type(value) is int and value == inner:
+            setattr(smaller, name, inner - parts.head_dim)
+    return smaller
+
+
+def _agree(a: Any, b: Any, tolerance: float = _TOLERANCES[torch.float32]) -> bool:
+    """Whether outputs are the same but for rounding."""
+    (ours, shape), (theirs, other) = tree_flatten(a), tree_flatten(b)
+    if shape != other or not all(isinstance(one, Tensor) for one in (*ours, *theirs)):
+        return False
+    return all(
+        one.shape == two.shape
+        and float((one - two).abs().max()) <= tolerance * max(float(two.abs().max()), 1e-30)
+        for one, two in zip(ours, theirs, strict=True)
+    )
+
+
+def _outputs(model: nn.Module, input_shape: tuple[int, ...]) -> list[Any]:
+    with evaluating(model):
+        return tree_leaves(model(example_input(model, input_shape, batch=2)))
+
+
+def _is_alike(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    expected: list[Any],
+    before: _Calls,
+    old: Mapping[str, nn.Module],
+    new: Mapping[str, nn.Module],
+) -> bool:
+    """Whether a rewritten network gives its former outputs, and calls what is new as often as it
+    called what is old: in float32 if that is clear; what rounding could explain is decided in
+    float64.
+    """
+    after = _Calls()
+    try:
+        with after.of(new):
+            got = _outputs(model, input_shape)
+        if after.count != Counter({name: before.count[name] for name in new}):
+            return False
+        if _agree(got, expected, _TOLERANCES[torch.float32]):
+            return True
+        exact = copied(model).double()
+        got = _outputs(exact, input_shape)
+        _restore(model, new, old)
+        exact = copied(model).double()
+        _restore(model, old, new)
+        return _agree(got, _outputs(exact, input_shape), _TOLERANCES[torch.float64])
+    except Exception:  # whatever the user's forward asks of its modules
+        return False
+
+
+def _restore(
+    model: nn.Module, there: Mapping[str, nn.Module], wanted: Mapping[str, nn.Module]
+) -> None:
+    for name, module in there.items():
+        _swap(model, module, wanted[name])
+
+
+def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, wherever that is."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
