@@ -1,6 +1,6 @@
 """Attention that cannot lose heads as it is written, replaced by modules that compute the same and
-can (`amc.network.attention`): ``nn.MultiheadAttention``, torchvision's Swin, and self-attention as
-people write it who take the width of a head from the width of the input.
+can (`amc.network.attention`): ``nn.MultiheadAttention``, torchvision's Swin and MaxViT, and
+self-attention as people write it who take the width of a head from the width of the input.
 
 A module is replaced only where it is exactly of a type whose computation is known, or where the
 other one gave its outputs on an input of its own; and all only where the network's outputs stay.
@@ -23,9 +23,10 @@ from amc.network.copying import copied
 from amc.network.kinds import kind_of
 from amc.network.layers import evaluating, example_input
 from amc.network.torchvision_compat import torchvision
-from amc.network.windows import WindowAttention, WindowAttentionV2
+from amc.network.windows import PartitionAttention, WindowAttention, WindowAttentionV2
 
-_SWIN = torchvision.models.swin_transformer
+_SWIN, _MAXVIT = torchvision.models.swin_transformer, torchvision.models.maxvit
+_OURS = (MultiheadAttention, SelfAttention, WindowAttention, PartitionAttention)
 _TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-8}  # of the largest output
 
 
@@ -40,6 +41,8 @@ def _windows(module: nn.Module) -> nn.Module | None:
         return WindowAttention(module)
     if type(module) is _SWIN.ShiftedWindowAttentionV2:
         return WindowAttentionV2(module)
+    if type(module) is _MAXVIT.RelativePositionalMultiHeadAttention:
+        return PartitionAttention(module)
     return None
 
 
@@ -70,7 +73,7 @@ def rewrite(model: nn.Module, forms: Mapping[str, str]) -> None:
     """
     for name, form in forms.items():
         module = model.get_submodule(name) if name in dict(model.named_modules()) else None
-        if isinstance(module, MultiheadAttention | WindowAttention | SelfAttention):
+        if isinstance(module, _OURS):
             continue
         new = None if module is None or form not in FORMS else FORMS[form](module)
         if module is None or new is None:
@@ -175,38 +178,41 @@ def _form_of(module: nn.Module, call: tuple[Any, ...] | None) -> str | None:
 
 
 def _does_the_same(module: nn.Module, other: nn.Module, call: tuple[Any, ...]) -> bool:
-    """Whether another module gives the outputs of one that people have written, in eval mode and,
-    with every dropout taking nothing or all, in training; and can lose a head, which that cannot.
+    """Whether another module gives the outputs of one that people have written, whatever the
+    weights: in eval mode and, with every dropout taking nothing or all, in training; and can lose
+    a head, which that cannot.
     """
     (x, *more), named, _ = call
     if more or named or not isinstance(x, Tensor) or x.dim() != 3:
         return False
-    dropouts = [one for one in module.modules() if isinstance(one, nn.Dropout)]
-    rates = [one.p for one in dropouts]
-    try:
-        with torch.no_grad():
-            if not _agree(module(x), other(x)):
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(x.shape, generator=random)
+    theirs, ours = copied(module).eval(), copied(other).eval()
+    assert isinstance(ours, SelfAttention)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():  # they may be zero before training
+            spread = parameter.shape[-1] ** -0.5
+            parameter.copy_(spread * torch.randn(parameter.shape, generator=random))
+            ours.get_parameter(name).copy_(parameter)
+        if not _agree(theirs(x), ours(x)) or _loses_a_head(theirs, ours, x):
+            return False
+        theirs.train(), ours.train()
+        for lossy in ("", ours.parts.weights_dropout, ours.parts.dropout):
+            for model in (theirs, ours):
+                for name, one in model.named_children():
+                    if isinstance(one, nn.Dropout):
+                        one.p = float(name == lossy)
+            if not _agree(theirs(x), ours(x)):
                 return False
-            for lossy in (None, *dropouts):
-                for one in dropouts:
-                    one.p = float(one is lossy)
-                if not _agree(module.train()(x), other.train()(x)):
-                    return False
-            return not _loses_a_head(module, other, x)
-    finally:
-        for one, rate in zip(dropouts, rates, strict=True):
-            one.p = rate
-        module.eval()
+    return True
 
 
-def _loses_a_head(module: nn.Module, other: nn.Module, x: Tensor) -> bool:
+def _loses_a_head(module: nn.Module, other: SelfAttention, x: Tensor) -> bool:
     """Whether a module computes with one head less as the other one does."""
-    assert isinstance(other, SelfAttention)
-    parts = other.parts
-    if parts.heads == 1:
+    if other.heads == 1:
         return True
     try:
-        return _agree(*(_one_head_less(one, parts).eval()(x) for one in (module, other)))
+        return _agree(*(_one_head_less(one, other.parts)(x) for one in (module, other)))
     except Exception:  # whatever its forward raises on widths that it did not expect
         return False
 

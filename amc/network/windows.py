@@ -1,4 +1,4 @@
-"""Attention in windows that can lose heads (`amc.network.attention`): torchvision's Swin."""
+"""Attention in windows that can lose heads (`amc.network.attention`): torchvision's Swin and MaxViT."""
 
 from __future__ import annotations
 
@@ -38,13 +38,7 @@ class WindowAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """Of every head, for every pair of positions in a window: (1, heads, length, length)."""
-        return self._of_pairs(self.relative_position_bias_table)
-
-    def _of_pairs(self, table: Tensor) -> Tensor:
-        """A table's rows (rows, heads) for every pair of positions."""
-        length = self.window_size[0] * self.window_size[1]
-        rows = table[self.relative_position_index].reshape(length, length, -1)
-        return rows.permute(2, 0, 1).unsqueeze(0)
+        return _of_pairs(self.relative_position_bias_table, self.relative_position_index)
 
     def forward(self, x: Tensor) -> Tensor:
         """(images, height, width, channels) to the same shape."""
@@ -122,7 +116,7 @@ class WindowAttentionV2(WindowAttention):
 
     def position_bias(self) -> Tensor:
         table = self.cpb_mlp(self.relative_coords_table).flatten(0, 2)
-        return 16 * self._of_pairs(table).sigmoid()
+        return 16 * _of_pairs(table, self.relative_position_index).sigmoid()
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float
@@ -131,3 +125,35 @@ class WindowAttentionV2(WindowAttention):
         scale = scale.repeat(query.shape[1] // self.heads, 1, 1)  # of every window's heads
         query = F.normalize(query, dim=-1) * scale
         return attend(query, F.normalize(key, dim=-1), value, mask, dropout, 1.0)[0]
+
+
+class PartitionAttention(nn.Module):
+    """torchvision's ``RelativePositionalMultiHeadAttention`` (MaxViT), on (images, windows, length,
+    channels).
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.heads, self.head_dim = source.n_heads, source.head_dim
+        self.scale = source.scale_factor
+        self.to_qkv, self.merge = source.to_qkv, source.merge
+        self.relative_position_bias_table = source.relative_position_bias_table
+        self.register_buffer("relative_position_index", source.relative_position_index)
+        self.train(source.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, windows, length, channels) to the same shape."""
+        parts = self.to_qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, self.head_dim))
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind()
+        mask = _of_pairs(self.relative_position_bias_table, self.relative_position_index)
+        done = attend(query, key, value, mask, scale=self.scale)[0]
+        output: Tensor = self.merge(done.transpose(1, 2).flatten(2).unflatten(0, x.shape[:2]))
+        return output
+
+
+def _of_pairs(table: Tensor, index: Tensor) -> Tensor:
+    """A table's rows (rows, heads) for every pair of positions: (1, heads, length, length)."""
+    length = math.isqrt(index.numel())
+    return table[index.flatten()].reshape(length, length, -1).permute(2, 0, 1).unsqueeze(0)

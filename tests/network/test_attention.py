@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from twin import twin
@@ -25,7 +26,8 @@ from amc.network.layers import evaluating
 from amc.network.rewriting import restored, rewrite, rewrite_alike
 from amc.network.torchvision_compat import torchvision
 from amc.network.trace import Network
-from amc.network.windows import WindowAttention, WindowAttentionV2
+from amc.network.windows import PartitionAttention, WindowAttention, WindowAttentionV2
+from amc.search import open_problem
 
 tv = torchvision.models
 swin = tv.swin_transformer
@@ -59,6 +61,19 @@ def swin_of(second: bool, stages: int = 2) -> nn.Module:
         num_classes=5,
         stochastic_depth_prob=0.0,
         **extra,
+    )
+
+
+def maxvit() -> nn.Module:
+    return tv.MaxVit(
+        input_size=(32, 32),
+        stem_channels=16,
+        partition_size=4,
+        block_channels=[16],
+        block_layers=[2],
+        head_dim=4,
+        stochastic_depth_prob=0.0,
+        num_classes=5,
     )
 
 
@@ -111,9 +126,9 @@ class GivesWeights(Fused):
 
 
 class Separate(nn.Module):
-    def __init__(self, dim: int = 24, heads: int = 4) -> None:
+    def __init__(self, dim: int = 24, heads: int = 4, drops_output: bool = False) -> None:
         super().__init__()
-        self.n_heads = heads
+        self.n_heads, self.drops_output = heads, drops_output
         self.key = nn.Linear(dim, dim)
         self.query = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim)
@@ -127,6 +142,9 @@ class Separate(nn.Module):
             for layer in (self.query, self.key, self.value)
         )
         scores = q @ k.transpose(-2, -1) / (width // self.n_heads) ** 0.5
+        if self.drops_output:
+            x = scores.softmax(-1) @ v
+            return self.dropout(self.out(x.transpose(1, 2).reshape(n, length, width)))
         x = self.dropout(scores.softmax(-1)) @ v
         return self.out(x.transpose(1, 2).reshape(n, length, width))
 
@@ -138,6 +156,14 @@ class HeadsFirst(Fused):
         n, length, width = x.shape
         qkv = self.qkv(x).reshape(n, length, self.num_heads, 3, width // self.num_heads)
         return qkv.permute(3, 0, 2, 1, 4).unbind()
+
+
+class Untrained(HeadsFirst):
+    """Gives zeros before it is trained, as what it looks like would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.proj.weight)
 
 
 class DropsMore(Fused):
@@ -219,6 +245,11 @@ def _layer_with_padding(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x, src_key_padding_mask=padding)
 
 
+def _decoder(layer: nn.Module, x: Tensor) -> Tensor:
+    later = nn.Transformer.generate_square_subsequent_mask(16, x.device, x.dtype)
+    return layer(x, 2 * x[:, :9], tgt_mask=later, tgt_is_causal=True)
+
+
 def _three(attention: nn.Module, x: Tensor) -> Tensor:
     return attention(x, x, x, need_weights=False)[0]
 
@@ -237,17 +268,20 @@ REWRITTEN: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "other_widths": (lambda: of_torch(batch_first=True, kdim=10, vdim=7), _other_widths),
     "layer": (layer_of_torch, itself),
     "layer_norm_first": (lambda: layer_of_torch(norm_first=True), itself),
+    "decoder": (lambda: nn.TransformerDecoderLayer(24, 4, 32, batch_first=True), _decoder),
     "encoder": (lambda: nn.TransformerEncoder(layer_of_torch(), 2), _layer_with_padding),
 }
 LEFT: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "heads_first": (HeadsFirst, itself),
     "drops_more": (DropsMore, itself),
+    "drops_the_output": (lambda: Separate(drops_output=True), itself),
     "ready": (Ready, itself),
     "zero_attention": (lambda: of_torch(batch_first=True, add_zero_attn=True), _three),
     "bias_kv": (lambda: of_torch(batch_first=True, add_bias_kv=True), _three),
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit": vit,
+    "maxvit": maxvit,
     "swin": lambda: swin_of(second=False),
     "swin_v2": lambda: swin_of(second=True),
     "swin_v2_of_one_stage": lambda: swin_of(second=True, stages=1),
@@ -284,7 +318,7 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def heads_of(model: nn.Module) -> dict[str, Any]:
-    kinds = (MultiheadAttention, WindowAttention, SelfAttention)
+    kinds = (MultiheadAttention, WindowAttention, SelfAttention, PartitionAttention)
     return {name: one for name, one in model.named_modules() if isinstance(one, kinds)}
 
 
@@ -313,6 +347,12 @@ def test_what_is_not_surely_the_same_or_needs_nothing_stays(name: str) -> None:
     model = stirred(Tokens(attention(), call))
     assert rewrite_alike(model, SHAPE) == {}
     assert not heads_of(model)
+
+
+def test_what_gives_zeros_before_training_is_not_taken_for_another() -> None:
+    model = Tokens(Untrained(), itself)
+    assert rewrite_alike(model, SHAPE) == {}
+    assert rewrite_alike(Tokens(Fused(), itself), SHAPE) == {"attn": "self"}
 
 
 def test_what_others_have_a_say_in_stays() -> None:
@@ -410,6 +450,8 @@ def cut_heads(attention: Any, gone: list[int]) -> tuple[nn.Module, list[int]]:
     elif isinstance(attention, SelfAttention):
         inward = [attention.get_submodule(name) for name in attention.parts.inward]
         outward = attention.get_submodule(attention.parts.outward)
+    elif isinstance(attention, PartitionAttention):
+        inward, outward = [attention.to_qkv], attention.merge
     else:
         inward, outward = [attention.qkv], attention.proj
     for layer in inward:
@@ -418,7 +460,7 @@ def cut_heads(attention: Any, gone: list[int]) -> tuple[nn.Module, list[int]]:
     if isinstance(attention, WindowAttentionV2):
         attention.logit_scale = nn.Parameter(attention.logit_scale.detach()[kept])
         cut(attention.cpb_mlp[2], [], gone)
-    elif isinstance(attention, WindowAttention):
+    elif isinstance(attention, WindowAttention | PartitionAttention):
         table = attention.relative_position_bias_table.detach()[:, kept]
         attention.relative_position_bias_table = nn.Parameter(table)
     attention.heads = len(kept)
@@ -431,7 +473,7 @@ def cut(layer: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
     kind.cut(layer, gone_in, gone_out)
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", "swin_v2", "fused", "separate", "masks", "layer"])
+@pytest.mark.parametrize("name", ["vit", "swin", "swin_v2", "maxvit", "fused", "separate", "layer"])
 def test_a_cut_of_heads_is_their_mask(name: str) -> None:
     network = Network.of(made(name), SHAPE)
     masked, smaller = network.model, copy.deepcopy(network.model)
@@ -485,6 +527,9 @@ def test_a_vision_transformer_is_searched_exported_and_loaded(
     assert set(heads_of(from_folder)) == set(found.problem.network.rewritten) != set()
     x = torch.randn(2, *SHAPE)
     assert torch.equal(run(from_result, x), run(from_folder, x))
+    save_file(model.state_dict(), tmp_path / "mine.safetensors")
+    other = open_problem(found, weights=str(tmp_path / "mine.safetensors"))[1]
+    torch.testing.assert_close(run(other.network.model, x), run(model, x))
     again = amc.resume(folder, model=made("vit"), dataset=photos)
     assert again.problem.network.rewritten == found.problem.network.rewritten
     with pytest.raises(UserError, match="strategy"):
