@@ -27,7 +27,7 @@ from amc.network.windows import PartitionAttention, WindowAttention, WindowAtten
 
 _SWIN, _MAXVIT = torchvision.models.swin_transformer, torchvision.models.maxvit
 _OURS = (MultiheadAttention, SelfAttention, WindowAttention, PartitionAttention)
-_TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-8}  # of the largest output
+_ALIKE, _EXACT = 1e-5, 1e-8  # of the largest output: in float32, in float64
 
 
 def _multihead(module: nn.Module) -> nn.Module | None:
@@ -79,8 +79,9 @@ def rewrite(model: nn.Module, forms: Mapping[str, str]) -> None:
         if module is None or new is None:
             raise ValueError(f"its {name!r} is no attention that can be rewritten as {form!r}")
         _swap(model, module, new)
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):  # its way around layers knows torch's only
+    for module in model.modules():  # a way around layers that knows torch's attention only
+        inside = any(isinstance(one, MultiheadAttention) for one in module.modules())
+        if inside and isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
 
 
@@ -97,26 +98,30 @@ def rewrite_alike(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, s
     candidates = dict(_candidates(model))
     if not candidates:
         return {}
-    seen = _Calls()
+    before = _Calls()
     try:
-        with seen.of(candidates):
+        with before.of(candidates):
             expected = _outputs(model, input_shape)
     except Exception:  # whoever traces it says why it does not run
         return {}
-    forms = {}
-    for name, module in candidates.items():
-        form = _form_of(module, seen.first.get(name))
-        if form is not None:
-            forms[name] = form
+    found = {name: _form_of(one, before.first.get(name)) for name, one in candidates.items()}
+    forms = {name: form for name, form in found.items() if form is not None}
     if not forms:
         return {}
     rewrite(model, forms)
-    replaced = {name: model.get_submodule(name) for name in forms}
     old = {name: candidates[name] for name in forms}
-    if _is_alike(model, input_shape, expected, seen, old, replaced):
-        return forms
-    _restore(model, replaced, old)
-    return {}
+    new = {name: model.get_submodule(name) for name in forms}
+    after = _Calls()
+    try:
+        with after.of(new):
+            alike = _agree(_outputs(model, input_shape), expected)
+        alike = alike or _agree_exactly(model, input_shape, old, new)
+        alike = alike and all(after.count[name] == before.count[name] for name in new)
+    except Exception:  # whatever the user's forward asks of its modules
+        alike = False
+    if not alike:
+        _restore(model, new, old)
+    return forms if alike else {}
 
 
 def restored(model: nn.Module) -> nn.Module:
@@ -239,7 +244,7 @@ def _one_head_less(module: nn.Module, parts: Parts) -> nn.Module:
     return smaller
 
 
-def _agree(a: Any, b: Any, tolerance: float = _TOLERANCES[torch.float32]) -> bool:
+def _agree(a: Any, b: Any, tolerance: float = _ALIKE) -> bool:
     """Whether outputs are the same but for rounding."""
     (ours, shape), (theirs, other) = tree_flatten(a), tree_flatten(b)
     if shape != other or not all(isinstance(one, Tensor) for one in (*ours, *theirs)):
@@ -256,34 +261,20 @@ def _outputs(model: nn.Module, input_shape: tuple[int, ...]) -> list[Any]:
         return tree_leaves(model(example_input(model, input_shape, batch=2)))
 
 
-def _is_alike(
+def _agree_exactly(
     model: nn.Module,
     input_shape: tuple[int, ...],
-    expected: list[Any],
-    before: _Calls,
     old: Mapping[str, nn.Module],
     new: Mapping[str, nn.Module],
 ) -> bool:
-    """Whether a rewritten network gives its former outputs, and calls what is new as often as it
-    called what is old: in float32 if that is clear; what rounding could explain is decided in
-    float64.
+    """Whether a rewritten network gives its former outputs in float64: what rounding could explain
+    in float32 is decided so.
     """
-    after = _Calls()
-    try:
-        with after.of(new):
-            got = _outputs(model, input_shape)
-        if after.count != Counter({name: before.count[name] for name in new}):
-            return False
-        if _agree(got, expected, _TOLERANCES[torch.float32]):
-            return True
-        exact = copied(model).double()
-        got = _outputs(exact, input_shape)
-        _restore(model, new, old)
-        exact = copied(model).double()
-        _restore(model, old, new)
-        return _agree(got, _outputs(exact, input_shape), _TOLERANCES[torch.float64])
-    except Exception:  # whatever the user's forward asks of its modules
-        return False
+    got = _outputs(copied(model).double(), input_shape)
+    _restore(model, new, old)
+    expected = _outputs(copied(model).double(), input_shape)
+    _restore(model, old, new)
+    return _agree(got, expected, _EXACT)
 
 
 def _restore(

@@ -1,4 +1,4 @@
-"""Attention in windows that can lose heads (`amc.network.attention`): torchvision's Swin and MaxViT."""
+"""Attention in windows that can lose heads (`amc.network.attention`): Swin's, MaxViT's."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from twin import twin
 
 import amc
+from amc.compute import Compute
 from amc.data.datasets import Dataset
 from amc.deliver.formats import as_onnx
 from amc.errors import UserError
@@ -399,6 +399,15 @@ def test_dropout_of_weights_is_there_in_training_only() -> None:
     assert not torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["layer", "encoder"])
+def test_runs_its_layers_where_pytorch_would_go_around_them(name: str) -> None:
+    model = made(name)
+    rewrite(model, Network.of(model, SHAPE).rewritten)
+    x = torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        assert torch.equal(model(x), run(model, x))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_state_dict_goes_there_and_back(name: str) -> None:
     model, other = made(name), made(name)
@@ -430,13 +439,12 @@ def test_dtype_and_device_are_kept() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "swin_v2", "masks", "fused"])
-def test_runs_on_another_device(name: str) -> None:
+def test_runs_on_another_device(name: str, elsewhere: Compute) -> None:
     ours = Network.of(made(name), SHAPE).model
     x = torch.randn(2, *SHAPE)
     expected = run(ours, x)
-    with twin():
-        got = run(ours.to("twin"), x.to("twin")).cpu()
-    torch.testing.assert_close(got, expected)
+    got = run(ours.to(elsewhere.device), elsewhere.put(x)).cpu()
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def cut_heads(attention: Any, gone: list[int]) -> tuple[nn.Module, list[int]]:
