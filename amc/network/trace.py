@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +16,7 @@ from amc.network.copying import copied, dtype_of, private_copy, unwrapped
 from amc.network.kinds import acquaint, kind_of
 from amc.network.layers import LayerTable, evaluating, example_input, storage_key
 from amc.network.recording import Recorder
+from amc.network.rewriting import rewrite_alike
 
 
 @dataclass
@@ -40,17 +41,20 @@ class Network:
     name: str = "network"
     dtype: torch.dtype = torch.float32  # that it was given in, and is given back in
     trusted: Trusted = field(default_factory=Trusted)
+    # modules that compute as the user's do, and can lose heads: name -> `amc.network.rewriting`
+    rewritten: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, input_shape: tuple[int, ...], name: str = "network") -> Network:
-        """Copy, trace and hold a network.
+        """Copy, rewrite, trace and hold a network.
 
         Raises:
             UserError: it cannot be copied, or does not run on such an input.
         """
         own = private_copy(model, name)
+        rewritten = rewrite_alike(own, input_shape)
         table = trace(own, input_shape, name, unwrapped(model))
-        return cls(own, tuple(input_shape), table, name, dtype_of(model))
+        return cls(own, tuple(input_shape), table, name, dtype_of(model), rewritten=rewritten)
 
     @property
     def place(self) -> torch.device:
