@@ -9,23 +9,30 @@ other one gave its outputs on an input of its own; and all only where the networ
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from amc.network.attention import HEADS, MultiheadAttention, Parts, SelfAttention
+from amc.network.attention import MultiheadAttention
 from amc.network.copying import copied
-from amc.network.kinds import kind_of
+from amc.network.handwritten import HEADS, Parts, SelfAttention
+from amc.network.kinds.linear import Linear
 from amc.network.layers import evaluating, example_input
 from amc.network.torchvision_compat import torchvision
 from amc.network.windows import PartitionAttention, WindowAttention, WindowAttentionV2
 
 _SWIN, _MAXVIT = torchvision.models.swin_transformer, torchvision.models.maxvit
+_WINDOWS: dict[type, Callable[[nn.Module], nn.Module]] = {
+    _SWIN.ShiftedWindowAttention: WindowAttention,
+    _SWIN.ShiftedWindowAttentionV2: WindowAttentionV2,
+    _MAXVIT.RelativePositionalMultiHeadAttention: PartitionAttention,
+}
 _OURS = (MultiheadAttention, SelfAttention, WindowAttention, PartitionAttention)
 _ALIKE, _EXACT = 1e-5, 1e-8  # of the largest output: in float32, in float64
 
@@ -37,13 +44,8 @@ def _multihead(module: nn.Module) -> nn.Module | None:
 
 
 def _windows(module: nn.Module) -> nn.Module | None:
-    if type(module) is _SWIN.ShiftedWindowAttention:
-        return WindowAttention(module)
-    if type(module) is _SWIN.ShiftedWindowAttentionV2:
-        return WindowAttentionV2(module)
-    if type(module) is _MAXVIT.RelativePositionalMultiHeadAttention:
-        return PartitionAttention(module)
-    return None
+    make = _WINDOWS.get(type(module))
+    return None if make is None else make(module)
 
 
 def _own(module: nn.Module, need_weights: bool = False) -> nn.Module | None:
@@ -173,11 +175,11 @@ class _Calls:
 
 def _form_of(module: nn.Module, call: tuple[Any, ...] | None) -> str | None:
     """The form in which a module computes what it does."""
+    if call is None:  # it is not called at all
+        return None
     for form, make in FORMS.items():
         other = make(module)
-        if other is None or call is None:
-            continue
-        if form not in _ASKED or _does_the_same(module, other, call):
+        if other is not None and (form not in _ASKED or _does_the_same(module, other, call)):
             return form
     return None
 
@@ -188,10 +190,11 @@ def _does_the_same(module: nn.Module, other: nn.Module, call: tuple[Any, ...]) -
     a head, which that cannot.
     """
     (x, *more), named, _ = call
-    if more or named or not isinstance(x, Tensor) or x.dim() != 3:
+    if not isinstance(x, Tensor) or x.dim() != 3:
         return False
     random = torch.Generator().manual_seed(0)
     x = torch.randn(x.shape, generator=random)
+    run = partial(_called, x, more, named)
     theirs, ours = copied(module).eval(), copied(other).eval()
     assert isinstance(ours, SelfAttention)
     with torch.no_grad():
@@ -199,7 +202,7 @@ def _does_the_same(module: nn.Module, other: nn.Module, call: tuple[Any, ...]) -
             spread = parameter.shape[-1] ** -0.5
             parameter.copy_(spread * torch.randn(parameter.shape, generator=random))
             ours.get_parameter(name).copy_(parameter)
-        if not _agree(theirs(x), ours(x)) or _loses_a_head(theirs, ours, x):
+        if not _agree(run(theirs), run(ours)) or _loses_a_head(theirs, ours, run):
             return False
         theirs.train(), ours.train()
         for lossy in ("", ours.parts.weights_dropout, ours.parts.dropout):
@@ -207,35 +210,42 @@ def _does_the_same(module: nn.Module, other: nn.Module, call: tuple[Any, ...]) -
                 for name, one in model.named_children():
                     if isinstance(one, nn.Dropout):
                         one.p = float(name == lossy)
-            if not _agree(theirs(x), ours(x)):
+            if not _agree(run(theirs), run(ours)):
                 return False
     return True
 
 
-def _loses_a_head(module: nn.Module, other: SelfAttention, x: Tensor) -> bool:
-    """Whether a module computes with one head less as the other one does."""
-    if other.heads == 1:
-        return True
+def _called(x: Tensor, more: Sequence[Any], named: Mapping[str, Any], module: nn.Module) -> Any:
+    """What a module gives; None where it takes no such arguments."""
     try:
-        return _agree(*(_one_head_less(one, other.parts)(x) for one in (module, other)))
-    except Exception:  # whatever its forward raises on widths that it did not expect
-        return False
+        return module(x, *more, **named)
+    except Exception:  # whatever its forward raises
+        return None
+
+
+def _loses_a_head(module: nn.Module, other: SelfAttention, run: Callable[[nn.Module], Any]) -> bool:
+    """Whether a module computes with one head less as the other one does."""
+    return other.heads == 1 or _agree(
+        *(run(_one_head_less(one, other.parts)) for one in (module, other))
+    )
 
 
 def _one_head_less(module: nn.Module, parts: Parts) -> nn.Module:
     """A copy without the last head, whose attributes say so."""
     smaller, inner = copied(module), parts.heads * parts.head_dim
+    cut = Linear().cut
     gone = list(range(inner - parts.head_dim, inner))
     blocks = 3 if len(parts.inward) == 1 else 1
     for name in parts.inward:
-        layer = smaller.get_submodule(name)
-        kind = kind_of(layer)
-        assert kind is not None
-        kind.cut(layer, [], [block * inner + at for block in range(blocks) for at in gone])
-    outward = smaller.get_submodule(parts.outward)
-    kind = kind_of(outward)
-    assert kind is not None
-    kind.cut(outward, gone, [])
+        cut(
+            smaller.get_submodule(name),
+            [],
+            [block * inner + at for block in range(blocks) for at in gone],
+        )
+    cut(smaller.get_submodule(parts.outward), gone, [])
+    if parts.table:
+        table = smaller.get_parameter(parts.table).detach()[:, :-1]
+        setattr(smaller, parts.table, nn.Parameter(table))
     for name, value in list(vars(smaller).items()):
         if type(value) is int and name in HEADS and value == parts.heads:
             setattr(smaller, name, value - 1)
