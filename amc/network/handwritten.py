@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from amc.network.attention import attend, in_heads, of_pairs
+from amc.network.copying import copied
+from amc.network.kinds.linear import Linear
 
 HEADS = ("num_heads", "heads", "n_heads", "n_head", "nhead", "num_attention_heads", "h")
 """How people call their number of heads."""
@@ -147,3 +154,82 @@ def _projections(shapes: dict[str, tuple[int, ...]]) -> tuple[tuple[str, ...], s
         if len(names) == 1 and {shapes[name][0] for name in found} == {shapes[names[0]][1]}:
             return tuple(found), names[0]
     return None
+
+
+def does_the_same(module: nn.Module, other: nn.Module, call: tuple[Any, ...]) -> bool:
+    """Whether another module gives the outputs of one that people have written, whatever the
+    weights: in eval mode and, with every dropout taking nothing or all, in training; and can lose
+    a head, which that cannot.
+    """
+    (x, *more), named, _ = call
+    if not isinstance(x, Tensor) or x.dim() != 3:
+        return False
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(x.shape, generator=random)
+    run = partial(_called, x, more, named)
+    theirs, ours = copied(module).eval(), copied(other).eval()
+    assert isinstance(ours, SelfAttention)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():  # they may be zero before training
+            spread = parameter.shape[-1] ** -0.5
+            parameter.copy_(spread * torch.randn(parameter.shape, generator=random))
+            ours.get_parameter(name).copy_(parameter)
+        if not agree(run(theirs), run(ours)) or _loses_a_head(theirs, ours, run):
+            return False
+        theirs.train(), ours.train()
+        for lossy in ("", ours.parts.weights_dropout, ours.parts.dropout):
+            for model in (theirs, ours):
+                for name, one in model.named_children():
+                    if isinstance(one, nn.Dropout):
+                        one.p = float(name == lossy)
+            if not agree(run(theirs), run(ours)):
+                return False
+    return True
+
+
+def _called(x: Tensor, more: Sequence[Any], named: Mapping[str, Any], module: nn.Module) -> Any:
+    """What a module gives; None where it takes no such arguments."""
+    try:
+        return module(x, *more, **named)
+    except Exception:  # whatever its forward raises
+        return None
+
+
+def _loses_a_head(module: nn.Module, other: SelfAttention, run: Callable[[nn.Module], Any]) -> bool:
+    """Whether a module computes with one head less as the other one does."""
+    return other.heads == 1 or agree(
+        *(run(_one_head_less(one, other.parts)) for one in (module, other))
+    )
+
+
+def _one_head_less(module: nn.Module, parts: Parts) -> nn.Module:
+    """A copy without the last head, whose attributes say so."""
+    smaller, inner = copied(module), parts.heads * parts.head_dim
+    cut = Linear().cut
+    gone = list(range(inner - parts.head_dim, inner))
+    blocks = 3 if len(parts.inward) == 1 else 1
+    packed = [block * inner + at for block in range(blocks) for at in gone]
+    for name in parts.inward:
+        cut(smaller.get_submodule(name), [], packed)
+    cut(smaller.get_submodule(parts.outward), gone, [])
+    if parts.table:
+        table = smaller.get_parameter(parts.table).detach()[:, :-1]
+        setattr(smaller, parts.table, nn.Parameter(table))
+    for name, value in list(vars(smaller).items()):
+        if type(value) is int and name in HEADS and value == parts.heads:
+            setattr(smaller, name, value - 1)
+        elif type(value) is int and value == inner:
+            setattr(smaller, name, inner - parts.head_dim)
+    return smaller
+
+
+def agree(a: Any, b: Any, tolerance: float = 1e-5) -> bool:
+    """Whether outputs are the same but for rounding."""
+    (ours, shape), (theirs, other) = tree_flatten(a), tree_flatten(b)
+    if shape != other or not all(isinstance(one, Tensor) for one in (*ours, *theirs)):
+        return False
+    return all(
+        one.shape == two.shape
+        and float((one - two).abs().max()) <= tolerance * max(float(two.abs().max()), 1e-30)
+        for one, two in zip(ours, theirs, strict=True)
+    )
