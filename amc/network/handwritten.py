@@ -18,6 +18,7 @@ from amc.network.kinds.linear import Linear
 
 HEADS = ("num_heads", "heads", "n_heads", "n_head", "nhead", "num_attention_heads", "h")
 """How people call their number of heads."""
+_TAKEN = frozenset(("heads", "head_dim", "parts", "need_weights"))  # names that ours has itself
 _OUTPUT = ("proj", "res", "out")  # in the name of a dropout that is not of the weights
 
 
@@ -113,6 +114,8 @@ class Parts:
         dropouts = [name for name, one in children.items() if type(one) is nn.Dropout]
         silent = sum(type(one) in (nn.Identity, nn.Softmax) for one in children.values())
         if len(linear) + len(dropouts) + silent < len(children) or len(dropouts) > 2:
+            return None
+        if _TAKEN.intersection([*children, *module._parameters, *module._buffers]):
             return None
         found = _projections({name: tuple(one.weight.shape) for name, one in linear.items()})
         heads = next((n for n in map(vars(module).get, HEADS) if type(n) is int), 0)

@@ -188,6 +188,20 @@ class Untrained(HeadsFirst):
         nn.init.zeros_(self.proj.weight)
 
 
+class NamesOfOurs(Fused):
+    """Calls its projection as our module calls its number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = self.qkv
+        del self.qkv
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        n, length, _ = x.shape
+        qkv = self.heads(x).reshape(n, length, 3, self.num_heads, 24 // self.num_heads)
+        return qkv.permute(2, 0, 3, 1, 4).unbind()
+
+
 class DropsMore(Fused):
     """Does the same in eval mode only."""
 
@@ -303,6 +317,7 @@ REWRITTEN: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 }
 LEFT: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "heads_first": (HeadsFirst, itself),
+    "names_of_ours": (NamesOfOurs, itself),
     "drops_more": (DropsMore, itself),
     "drops_the_output": (lambda: Separate(drops_output=True), itself),
     "ready": (Ready, itself),
