@@ -44,7 +44,35 @@ def cut(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> nn.Mo
         ValueError: a layer cannot lose these channels.
     """
     smaller = copied(model)
-    modules = dict(smaller.named_modules())
+    _cut_in_place(smaller, cuts)
+    return smaller
+
+
+@contextmanager
+def cutting(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> Iterator[nn.Module]:
+    """``model`` itself, smaller inside only: without the time that a copy takes.
+
+    Raises:
+        ValueError: a layer cannot lose these channels.
+    """
+    modules = [module for name, module in model.named_modules() if name in cuts]
+    before = [(module, type(module), _shallow(vars(module))) for module in modules]
+    try:
+        _cut_in_place(model, cuts)
+        yield model
+    finally:
+        for module, kind, attributes in before:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _shallow(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.copy() if isinstance(v, dict) else v for k, v in attributes.items()}
+
+
+def _cut_in_place(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> None:
+    modules = dict(model.named_modules())
     for name, sides in cuts.items():
         if name not in modules:
             raise ValueError(f"there is no layer {name!r} to cut")
@@ -52,7 +80,6 @@ def cut(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> nn.Mo
             _cut_module(modules[name], sides)
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
-    return smaller
 
 
 def _cut_module(module: nn.Module, sides: Mapping[Side, list[int]]) -> None:

@@ -14,11 +14,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from amc.errors import UserError, first_line
@@ -26,9 +24,10 @@ from amc.network.copying import copied
 from amc.network.groups import ChannelGroup
 from amc.network.layers import IntArray, LayerTable, evaluating, example_input
 from amc.network.shrinking import at_smallest_input
-from amc.network.trace import Network, trace
+from amc.network.trace import Network
 from amc.surgery.adapting import adapted, merged
 from amc.surgery.cut import Cuts, cut, cuts_of, masking
+from amc.surgery.paper import Paper
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +55,7 @@ def verify_groups(
     verifier = _Verifier(network)
     verified, failures = [], dict[str, str]()
     for done, group in enumerate(groups):
-        found = verifier.run(group) if group.size > 1 else "it has a single channel"
+        found = verifier.likely(group) if group.size > 1 else "it has a single channel"
         if isinstance(found, VerifiedGroup):
             verified.append(found)
         else:
@@ -88,16 +87,25 @@ class _Verifier:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.small = at_smallest_input(network)
-        self.model, self.before = _on_paper(network)
+        self.paper = Paper.of(network)
 
     def run(self, group: ChannelGroup) -> VerifiedGroup | str:
         """The group, or why it cannot be cut."""
         atoms = _half(group)
         try:
-            after = _traced(cut(self.model, cuts_of([(group, atoms)])), self.network)
+            after = self.paper.cut(cuts_of([(group, atoms)]))
         except Exception as error:
             return f"it cannot be cut: {first_line(error)}"
-        return _measured(group, len(atoms), self.before, after)
+        return _measured(group, len(atoms), self.network.table, after)
+
+    def likely(self, group: ChannelGroup) -> VerifiedGroup | str:
+        """The group as it is, or as it is first adapted so that the network runs: which need not
+        be right.
+        """
+        found = self.run(group)
+        others = adapted(self.network.model, group) if isinstance(found, str) else ()
+        better = next((f for f in map(self.run, others) if isinstance(f, VerifiedGroup)), found)
+        return better
 
     def equal(
         self, items: Sequence[VerifiedGroup]
@@ -129,58 +137,6 @@ class _Verifier:
 
 def _half(group: ChannelGroup) -> list[int]:
     return sorted(random.Random(0).sample(range(group.size), max(1, group.size // 2)))
-
-
-def _on_paper(network: Network) -> tuple[nn.Module, LayerTable]:
-    """The network without memory, where that has the same operations; else as it is."""
-    paper = copied(network.model).to("meta")
-    try:
-        table = _traced(paper, network)
-    except UserError:
-        return network.model, network.table
-    same = len(table) == len(network.table) and all(
-        (one.name, one.macs, one.params) == (other.name, other.macs, other.params)
-        for one, other in zip(table, network.table, strict=True)
-    )
-    bytes_ = table.activations.bytes, network.table.activations.bytes
-    if same and len(bytes_[0]) == len(bytes_[1]) and (bytes_[0] == bytes_[1]).all():
-        return paper, network.table
-    return network.model, network.table
-
-
-def _traced(model: nn.Module, network: Network) -> LayerTable:
-    where = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if where.type != "meta":
-        return trace(model, network.input_shape, network.name)
-    with torch.device("meta"), _AttentionOfProcessors():
-        return trace(model, network.input_shape, network.name)
-
-
-class _AttentionOfProcessors(TorchFunctionMode):
-    """Lets attention be the one operation that it is on a processor, where nothing is computed."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _fused(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    given = query, key, value, dropout_p, is_causal
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    output: Tensor = attend(*given, attn_mask=attn_mask, scale=scale)[0]
-    return output
 
 
 def _measured(
