@@ -36,6 +36,7 @@ class Findings:
     bind_seconds: float | None = None
     seconds: float | None = None
     decisions: int | None = None
+    macs_decided: float | None = None
     macs_touched: float | None = None
     params_touched: float | None = None
     varies: float | None = None  # how much outputs differ between images, as a part of their norm
@@ -127,9 +128,17 @@ class Examination:
         self.space = ChannelSpace(self.network, options, self.calibration)
         self.space.fresh = self.judging
         self.found.decisions = len(self.space.decisions)
+        self.found.macs_decided = self._decided()
         if full := [why for why in self.space.left_alone.values() if "allocate memory" in why]:
             raise MemoryError(full[0])
         self.found.bind_seconds = time.perf_counter() - start
+
+    def _decided(self) -> float:
+        """The part of the MACs that is of layers, or of the rest, which some decision shrinks."""
+        table, least = self.network.table, self.space.resize(self.space.smallest)
+        rows = [(one.macs, other.macs) for one, other in zip(table, least, strict=True)]
+        rows.append((table.rest.macs, least.rest.macs))
+        return sum(whole for whole, left in rows if left < whole) / table.macs
 
     def count(self) -> None:
         said = self.space.cost({})

@@ -31,7 +31,7 @@ ZOO = HERE / "zoo.csv"
 VERDICTS = ("right", "partly", "refused", "wrong", "slow", "traceback")
 COLUMNS = (
     *("network", "source", "input_size", "params", "macs", "bind_seconds", "seconds", "decisions"),
-    *("macs_touched", "params_touched", "verdict", "reason"),
+    *("macs_decided", "macs_touched", "params_touched", "verdict", "reason"),
     *("tp_verdict", "tp_reason", "tp_params_ratio", "tp_seconds", "tp_macs_ratio", "tp_diff"),
     *("varies", "params_said", "macs_said", "prepared_diff", "prepared_small_diff"),
     *("cut_smallest_diff", "cut_uniform_diff", "error_unrepaired", "error_repaired"),
