@@ -111,7 +111,8 @@ class SequentialRepair(Deferring):
             )
         else:
             rows = patches(last, item.source)
-            start, images = flat_weight(last), len(item.source)
+            start = flat_weight(last)
+            images = self.targets.sampler.images_in(item.layer, item.source)
             fit = regress(rows, wanted, start, images, self.ridge, shiftable)
             set_flat_weight(last, fit.weight)
             shift = fit.shift(fit.weight)

@@ -7,11 +7,12 @@ from __future__ import annotations
 from torch import nn
 
 from amc.network.kinds.across import Across, GlobalResponse, GroupNorm
-from amc.network.kinds.base import Kind
-from amc.network.kinds.convolution import Convolution
+from amc.network.kinds.base import Kind, is_plain
+from amc.network.kinds.convolution import CONVOLUTIONS, Convolution
 from amc.network.kinds.linear import Linear
 from amc.network.kinds.linked import Linked, LinkedModule
 from amc.network.kinds.norm import ChannelNorm
+from amc.network.kinds.transposed import TRANSPOSED, TransposedConvolution
 
 __all__ = [
     "KINDS",
@@ -27,6 +28,7 @@ __all__ = [
 
 KINDS: tuple[Kind, ...] = (
     Convolution(),
+    TransposedConvolution(),
     Linear(),
     ChannelNorm(),
     GroupNorm(),
@@ -37,7 +39,7 @@ KINDS: tuple[Kind, ...] = (
 """The first that matches counts."""
 
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_EXACT = (nn.Conv2d, nn.Linear, *_BATCHNORMS)
+_EXACT = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *_BATCHNORMS)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -64,8 +66,7 @@ def does_as_its_type(module: nn.Module) -> bool:
     """Whether what a module computes follows from its type and its weights: it is exactly a
     convolution, linear layer or BatchNorm, with no hook, and no forward of its own.
     """
-    hooks = (module._forward_hooks, module._forward_pre_hooks)
-    return type(module) in _EXACT and "forward" not in vars(module) and not any(hooks)
+    return is_plain(module, _EXACT)
 
 
 def is_batchnorm_like(module: nn.Module) -> bool:
