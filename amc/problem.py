@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from amc.base import base_network, built, named, placed
+from amc.base import base_network, built, kinds_of, named, placed
 from amc.compute import AUTO, HOST, Compute, Frugal
 from amc.cost.budget import Budget
 from amc.data.datasets import Dataset, load_dataset
@@ -251,7 +251,8 @@ def untrained_space(
     """
     classes, shape = _geometry(config)
     shape = input_shape or shape
-    network = Network.of(built(config, classes, shape[0]), shape, str(config.model))
+    model, kinds = built(config, classes, shape[0]), kinds_of(config.kinds)
+    network = Network.of(model, shape, str(config.model), kinds)
     return _space(config, network, example_input(network.model, shape, batch=8), report)
 
 

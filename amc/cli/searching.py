@@ -49,7 +49,7 @@ Ray = Annotated[
 
 @app.command("ls")
 def list_names() -> None:
-    """Name what exists: presets, models, datasets, spaces, criteria, agents, rewards, devices."""
+    """Name what exists: presets, models, datasets, spaces, criteria, kinds, agents, rewards, devices."""
     from amc.config import presets
     from amc.data.datasets import DATASETS, PREFIXES
     from amc.device.profile import devices
@@ -62,6 +62,7 @@ def list_names() -> None:
         ("datasets", [*DATASETS, *PREFIXES]),
         ("spaces", [*KNOWN["space"], "module:Class"]),
         ("criteria", [*KNOWN["criterion"], "module:function"]),
+        ("kinds of layer", ["module:Class"]),
         ("agents", [*KNOWN["agent"], "module:Class"]),
         ("rewards", [*sorted(KNOWN["reward"]), "module:function"]),
         ("observations", [*KNOWN["observation"], "module:Class"]),

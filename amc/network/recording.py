@@ -178,7 +178,7 @@ class Recorder(TorchDispatchMode):
         """A row for a call; of kind "other" where it is not what surgery takes it for."""
         why = self._why_not(module, given, output)
         if not why:
-            spec = spec_of(own, module, given[0][0], output)
+            spec = spec_of(own, module, given[0][0], output, macs)
             if spec.macs == macs and spec.params == own_numel(module):
                 return spec
             computes = "its forward computes something else than its type"
@@ -220,7 +220,7 @@ class Recorder(TorchDispatchMode):
 
     def _relate(self, own: str, module: nn.Module, source: Tensor, output: Tensor) -> None:
         """What a BatchNorm follows, and what a layer's output becomes."""
-        if self.specs[-1].kind in ("conv", "linear"):
+        if self.specs[-1].is_weighted:
             self._flow.layer(own, source, output)
             self._outputs[storage_key(output)] = own
             self._origin[storage_key(output)] = len(self.specs) - 1
@@ -235,13 +235,18 @@ class Recorder(TorchDispatchMode):
 
     # what came out
 
+    @property
+    def macs(self) -> int:
+        """What no layer that it was told of has computed."""
+        return self._stack[0].macs
+
     def table(self) -> LayerTable:
         """Everything that was seen.
 
         Raises:
             UserError: no convolution and no linear layer was called.
         """
-        if not any(spec.kind in ("conv", "linear") for spec in self.specs):
+        if not any(spec.is_weighted for spec in self.specs):
             reasons = "; ".join(f"{layer}: {why}" for layer, why in list(self.alone.items())[:3])
             raise UserError(
                 "the network has no convolution and no linear layer that could be decided: there "
@@ -254,7 +259,7 @@ class Recorder(TorchDispatchMode):
         ]
         params = sum(parameter.numel() for parameter in self.model.parameters())
         rest = Rest(
-            self._stack[0].macs,
+            self.macs,
             params - sum(spec.params for spec in self.specs),
             tuple(self._uncounted),
             self._uncounted_seconds / max(self._seconds, 1e-12),
