@@ -84,5 +84,5 @@ def lookup(kind: Kind, name: str) -> Any:
         module, _, attribute = KNOWN[kind][name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     if ":" not in name:
-        raise unknown(kind, name, KNOWN[kind])
+        raise unknown(kind, name, KNOWN[kind] or ["module:Class"])
     return imported(name, kind)

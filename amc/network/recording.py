@@ -88,9 +88,14 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         seconds = time.perf_counter() - start
         self.step += 1
-        for tensor in tensors_in((args, kwargs)):
+        read = list(tensors_in((args, kwargs)))
+        is_weight = bool(read) and all(storage_key(tensor) in self.weights for tensor in read)
+        for tensor in read:
             self._read(tensor)
         for tensor in tensors_in(result):
+            if is_weight:  # what is computed from weights alone is no activation
+                self.weights.add(storage_key(tensor))
+                self._kept.append(tensor)
             self.add(tensor)
         self._stack[-1].macs += macs_of(func, args, kwargs, result)
         if is_uncounted(func, (args, kwargs), self.weights):
