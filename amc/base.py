@@ -17,7 +17,7 @@ from amc.compute import HOST, Compute
 from amc.data.datasets import Dataset
 from amc.data.places import find_file
 from amc.errors import UserError, first_line, shown
-from amc.network.kinds import Kind
+from amc.network.kinds import Kind, kind_of
 from amc.network.layers import evaluating, example_input
 from amc.network.models import build_model, check_size, is_known, load_weights
 from amc.network.trace import Network
@@ -53,7 +53,11 @@ def base_network(
         untrained = base is None and config.weights is None and _needs_training(config)
     if base is not None:
         load_weights(model, base)
-    network = Network.of(model, dataset.input_shape, name, kinds_of(config.kinds))
+    kinds = kinds_of(config.kinds)
+    network = Network.of(model, dataset.input_shape, name, kinds)
+    for own, kind in zip(config.kinds, kinds, strict=True):
+        if not any(type(kind_of(module)) is type(kind) for module in network.model.modules()):
+            logging.getLogger("amc").warning("warning: no layer of the network is a %s", own)
     _check_finite(network.model, name if base is None else f"{name} with {base}")
     _check_classes(network, dataset)
     return network, untrained
@@ -76,7 +80,7 @@ def own_kind(found: Any, name: str) -> Kind:
     """
     if not issubclass(found, Kind):
         raise UserError(
-            f"{name!r} is no kind: it does not inherit from Kind (from amc.network.kinds import Kind)"
+            f"{name!r} is no kind: it does not inherit from Kind, of amc.network.kinds"
         )
     try:
         kind: Kind = found()

@@ -20,7 +20,7 @@ from amc.data.datasets import Dataset, load_dataset
 from amc.data.places import data_folder, find_file
 from amc.data.splits import Splits, split
 from amc.device.profile import DeviceProfile, load_device
-from amc.device.reach import step_of
+from amc.device.reach import step_of, untimed
 from amc.device.runtimes import Runtime, make_runtime, processor, timed_in_turn
 from amc.errors import UserError, shown
 from amc.evaluate.evaluator import Evaluator
@@ -182,7 +182,8 @@ class Problem:
         runtime = self._runtime()
         installed = None if runtime is None else (runtime.name, runtime.version)
         step = step_of(self.space)
-        return self.device.doubts(self.network.name, step, installed, processor())
+        doubts = self.device.doubts(self.network.name, step, installed, processor())
+        return [*doubts, *untimed(self.network.table)]
 
     def _runtime(self) -> Runtime | None:
         """The device's runtime, as it is installed here."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from amc.errors import first_line
 from amc.network.copying import copied, private_copy
 from amc.network.kinds import Kind, adopt
+from amc.network.kinds.convolution import CONVOLUTIONS
 from amc.network.layers import evaluating, example_input
 from amc.network.measured import Cut, cut_alone, half_cuts
 from amc.network.trace import Network
@@ -83,10 +84,9 @@ def networks_around(example: Example) -> list[Network]:
     after = example.run(example.layer, x)
 
     def mixing(ins: int, outs: int) -> nn.Module:
-        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
         if last:
             return nn.Linear(ins, outs)
-        return kinds[len(places)](ins, outs, 3, padding=1)  # type: ignore[operator,no-any-return]
+        return CONVOLUTIONS[len(places) - 1](ins, outs, 3, padding=1)
 
     def head(outs: int) -> list[nn.Module]:
         count = after[0].numel() // spread * outs

@@ -95,9 +95,11 @@ def check(
 
     allow(name)
     found = imported(name, "plug-in") if ":" in name else None
-    is_kind = isinstance(found, type) and issubclass(found, Kind)
     try:
-        done = check_kind(found) if is_kind else check_space(lookup("space", name))
+        if isinstance(found, type) and issubclass(found, Kind):
+            done = check_kind(found)
+        else:
+            done = check_space(lookup("space", name))
     except AssertionError as error:
         say((f"{name} does not conform", "red"), f": {error}", to=err)
         raise typer.Exit(1) from None

@@ -22,7 +22,7 @@ from amc.network.copying import copied
 from amc.network.growth import Growth
 from amc.network.kinds import Kind, kind_of
 from amc.network.kinds.base import kept, own_numel
-from amc.network.layers import LayerSpec, LayerTable, evaluating
+from amc.network.layers import LayerTable, evaluating
 from amc.network.recording import Recorder
 
 Cut = tuple[list[int], list[int]]
@@ -108,7 +108,9 @@ def _growth(module: nn.Module, x: Tensor) -> tuple[Growth, Growth] | str:
         growth = Growth.through((whole, inward, outward, both), widths, lost)
         (gone_in, gone_out), cost = last
         if growth.at(widths[0] - len(gone_in), widths[1] - len(gone_out)) != cost[which]:
-            return "its costs do not follow from its widths: they are no sum of in, out and in x out"
+            return (
+                "its costs do not follow from its widths: they are no sum of in, out and in x out"
+            )
         found.append(growth)
     return found[0], found[1]
 

@@ -70,6 +70,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         tensors = [*self.model.parameters(), *self.model.buffers()]
         self.weights = {storage_key(tensor) for tensor in tensors}
+        self._constant = set(self.weights)  # and what is computed of them alone: no activations
         self._stack = [_Call("")]
         self._owners: dict[int, list[str]] = {}
         for name, module in self.model.named_modules():
@@ -89,12 +90,12 @@ class Recorder(TorchDispatchMode):
         seconds = time.perf_counter() - start
         self.step += 1
         read = list(tensors_in((args, kwargs)))
-        is_weight = bool(read) and all(storage_key(tensor) in self.weights for tensor in read)
+        is_constant = bool(read) and all(storage_key(tensor) in self._constant for tensor in read)
         for tensor in read:
             self._read(tensor)
         for tensor in tensors_in(result):
-            if is_weight:  # what is computed from weights alone is no activation
-                self.weights.add(storage_key(tensor))
+            if is_constant:
+                self._constant.add(storage_key(tensor))
                 self._kept.append(tensor)
             self.add(tensor)
         self._stack[-1].macs += macs_of(func, args, kwargs, result)
@@ -136,7 +137,7 @@ class Recorder(TorchDispatchMode):
     def add(self, tensor: Tensor) -> None:
         """Note a buffer that is seen for the first time."""
         key = storage_key(tensor)
-        if key not in self.weights and key not in self.buffers and tensor.numel():
+        if key not in self._constant and key not in self.buffers and tensor.numel():
             element = 4 if tensor.is_floating_point() else tensor.element_size()
             size = tensor.untyped_storage().nbytes() // tensor.element_size() * element
             self.buffers[key] = _Buffer(size, self.step, self.step)

@@ -19,9 +19,7 @@ def _size(tensor: Tensor, is_last: bool) -> tuple[int, ...]:
     return tuple(tensor.shape[2:]) or (1, 1)
 
 
-def spec_of(
-    name: str, module: nn.Module, source: Tensor, output: Tensor, macs: int
-) -> LayerSpec:
+def spec_of(name: str, module: nn.Module, source: Tensor, output: Tensor, macs: int) -> LayerSpec:
     """A layer of a known kind, from a call with one image that took so many MACs."""
     kind = kind_of(module)
     assert kind is not None

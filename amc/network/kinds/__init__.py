@@ -71,7 +71,9 @@ def adopt(model: nn.Module, kinds: Sequence[Kind]) -> nn.Module:
         kind = next((kind for kind in kinds if kind.matches(module)), None)
         if kind is None or module is model:
             continue
-        inside = (f"{name}.{key}" for key, part in module.named_modules() if key and own_numel(part))
+        inside = (
+            f"{name}.{key}" for key, part in module.named_modules() if key and own_numel(part)
+        )
         if layer := next(inside, ""):
             raise UserError(
                 f"the kind {type(kind).__name__} matches {name!r}, which is made of layers "
