@@ -1,4 +1,4 @@
-"""What a kind of layer is checked on: a layer that it gives itself, and small networks around it."""
+"""What a kind of layer is checked on: a layer that it gives, and small networks around it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ class Example:
         channels are alike.
         """
         layer, shape = kind.example()
-        holder = adopt(nn.Sequential(private_copy(layer, "example")), [kind])
+        own = private_copy(layer, "example")
+        holder = adopt(nn.Sequential(own), [kind])
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in holder.parameters():
                 noise = torch.randn(parameter.shape, generator=generator, device="cpu")
                 parameter.add_(0.1 * noise)
-        return cls(kind, holder[0], example_input(holder, tuple(shape), batch=IMAGES))
+        return cls(kind, own, example_input(holder, tuple(shape), batch=IMAGES))
 
     def run(self, layer: nn.Module, x: Tensor) -> Tensor:
         with evaluating(layer):

@@ -1,5 +1,5 @@
-"""Conformance of a kind of layer: what its methods promise, on its own example and on small networks
-in which this stands between two layers, before the head, and twice in a sum.
+"""Conformance of a kind of layer: what its methods promise, on its own example and on small
+networks in which this stands between two layers, before the head, and twice in a sum.
 
 For plug-in authors: ``check_kind(MyKind)`` in a test, or ``amc check my_module:MyKind``.
 """
@@ -89,7 +89,7 @@ def _check_matches(kind: Kind) -> None:
         layer, shape = kind.example()
     except NotImplementedError as error:
         raise AssertionError(
-            "it has no `example`: a method that gives a layer, and the shape of one input, is needed"
+            "it has no `example`: a method that gives a layer and the shape of one input"
         ) from error
     assert isinstance(layer, nn.Module), f"`example` gives a {type(layer).__name__}, no layer"
     assert all(isinstance(size, int) and size > 0 for size in shape), (

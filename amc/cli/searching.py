@@ -49,7 +49,7 @@ Ray = Annotated[
 
 @app.command("ls")
 def list_names() -> None:
-    """Name what exists: presets, models, datasets, spaces, criteria, kinds, agents, rewards, devices."""
+    """Name what exists: presets, models, datasets, spaces, criteria, agents, rewards, devices."""
     from amc.config import presets
     from amc.data.datasets import DATASETS, PREFIXES
     from amc.device.profile import devices

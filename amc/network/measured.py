@@ -22,7 +22,7 @@ from amc.network.copying import copied
 from amc.network.growth import Growth
 from amc.network.kinds import Kind, kind_of
 from amc.network.kinds.base import kept, own_numel
-from amc.network.layers import LayerTable, evaluating
+from amc.network.layers import LayerSpec, LayerTable, evaluating
 from amc.network.recording import Recorder
 
 Cut = tuple[list[int], list[int]]
@@ -48,17 +48,16 @@ def with_growth(model: nn.Module, table: LayerTable, image: Tensor) -> LayerTabl
     if not measured:
         return table
     inputs = _inputs(model, {name.split("@")[0] for name in measured}, image)
-    layers, alone = [], dict(table.alone)
-    for spec in table:
-        if spec.name in measured:
-            found = _growth(measured[spec.name], inputs[spec.name])
-            if isinstance(found, str):
-                alone.setdefault(spec.name.split("@")[0], found)
-                spec = replace(spec, kind="other", in_channels=0, out_channels=0)
-            else:
-                spec = replace(spec, growth=found)
-        layers.append(spec)
-    return replace(table, layers=tuple(layers), alone=alone)
+    found = {name: _growth(module, inputs[name]) for name, module in measured.items()}
+    why = {name.split("@")[0]: one for name, one in found.items() if isinstance(one, str)}
+    layers = tuple(_grown(s, found[s.name]) if s.name in found else s for s in table)
+    return replace(table, layers=layers, alone={**why, **table.alone})
+
+
+def _grown(spec: LayerSpec, growth: tuple[Growth, Growth] | str) -> LayerSpec:
+    if isinstance(growth, str):
+        return replace(spec, kind="other", in_channels=0, out_channels=0)
+    return replace(spec, growth=growth)
 
 
 def _kind(module: nn.Module) -> Kind:

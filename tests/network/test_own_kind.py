@@ -76,7 +76,7 @@ def test_repair_solves_for_its_weights() -> None:
 
 
 def test_growth_is_exact() -> None:
-    """A sum of in, out and in x out is found from four costs; one that does not grow is constant."""
+    """A sum of in, out and in x out is found from four costs; what does not grow is constant."""
 
     def cost(ins: int, outs: int) -> int:
         return 7 + 3 * ins + 5 * outs + 2 * ins * outs

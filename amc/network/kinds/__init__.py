@@ -67,6 +67,7 @@ def adopt(model: nn.Module, kinds: Sequence[Kind]) -> nn.Module:
     Raises:
         UserError: a layer that matches is made of layers.
     """
+    forget(model)
     for name, module in model.named_modules():
         kind = next((kind for kind in kinds if kind.matches(module)), None)
         if kind is None or module is model:
