@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from amc.compute import HOST, Compute
 from amc.data.datasets import Dataset
 from amc.data.places import find_file
-from amc.errors import UserError, first_line, shown
+from amc.errors import UserError, first_line, shown, unknown
 from amc.network.kinds import Kind, kind_of
 from amc.network.layers import evaluating, example_input
 from amc.network.models import build_model, check_size, is_known, load_weights
@@ -26,6 +26,7 @@ from amc.registry import lookup
 from amc.sections import Config
 from amc.surgery.verify import apart
 
+KIND_NAMES = ("own", "channelwise", "conv", "linear")  # that a user's kind of layer can have
 ALIKE = 1e-3  # of the largest output: by so much computes may differ
 
 
@@ -86,6 +87,8 @@ def own_kind(found: Any, name: str) -> Kind:
         kind: Kind = found()
     except TypeError as error:  # a method is missing, or it wants arguments
         raise UserError(f"{name!r} is no kind: {first_line(error)}") from error
+    if kind.name not in KIND_NAMES:
+        raise unknown(f"name of the kind {name!r},", str(kind.name), KIND_NAMES)
     return kind
 
 

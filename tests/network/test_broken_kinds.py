@@ -9,6 +9,7 @@ import torch
 from own_kinds import KINDS, Gated, GatedKind, LastConvKind, PairedKind, SwappedKind
 from torch import Tensor, nn
 
+from amc.errors import UserError
 from amc.network.kinds import Kind, cut_part
 from amc.testing_kinds import check_kind
 
@@ -167,6 +168,14 @@ class NamedLinear(GatedKind):
 
     def facts(self, module: nn.Module) -> dict[str, Any]:
         return {}
+
+
+def test_a_kind_of_an_unknown_name_is_refused() -> None:
+    class Gates(GatedKind):
+        name = "gated"
+
+    with pytest.raises(UserError, match="unknown name of the kind 'Gates', 'gated'.*channelwise"):
+        check_kind(Gates)
 
 
 WRONG: list[tuple[type[Kind], str]] = [
