@@ -174,7 +174,7 @@ def test_a_kind_of_an_unknown_name_is_refused() -> None:
     class Gates(GatedKind):
         name = "gated"
 
-    with pytest.raises(UserError, match="unknown name of the kind 'Gates', 'gated'.*channelwise"):
+    with pytest.raises(UserError, match=r"unknown name of the kind 'Gates', 'gated'.*channelwise"):
         check_kind(Gates)
 
 
