@@ -80,9 +80,7 @@ def own_kind(found: Any, name: str) -> Kind:
         UserError: it is none.
     """
     if not issubclass(found, Kind):
-        raise UserError(
-            f"{name!r} is no kind: it does not inherit from Kind, of amc.network.kinds"
-        )
+        raise UserError(f"{name!r} is no kind: it does not inherit from Kind, of amc.network.kinds")
     try:
         kind: Kind = found()
     except TypeError as error:  # a method is missing, or it wants arguments
