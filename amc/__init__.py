@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from amc.search import resume as resume
     from amc.search import search as search
     from amc.testing import check_space as check_space
+    from amc.testing_kinds import check_kind as check_kind
 
 _PUBLIC = {
     "Dataset": "amc.data.datasets",
     "apply": "amc.apply",
+    "check_kind": "amc.testing_kinds",
     "check_space": "amc.testing",
     "export": "amc.deliver.export",
     "finetune": "amc.deliver.finetune",

@@ -5,7 +5,9 @@ what is compressed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +16,17 @@ from torch import Tensor, nn
 from amc.compute import HOST, Compute
 from amc.data.datasets import Dataset
 from amc.data.places import find_file
-from amc.errors import UserError, first_line, shown
+from amc.errors import UserError, first_line, shown, unknown
+from amc.network.kinds import Kind, kind_of
 from amc.network.layers import evaluating, example_input
 from amc.network.models import build_model, check_size, is_known, load_weights
 from amc.network.trace import Network
 from amc.randomness import own_randomness
+from amc.registry import lookup
 from amc.sections import Config
 from amc.surgery.verify import apart
 
+KIND_NAMES = ("own", "channelwise", "conv", "linear")  # that a user's kind of layer can have
 ALIKE = 1e-3  # of the largest output: by so much computes may differ
 
 
@@ -49,10 +54,40 @@ def base_network(
         untrained = base is None and config.weights is None and _needs_training(config)
     if base is not None:
         load_weights(model, base)
-    network = Network.of(model, dataset.input_shape, name)
+    kinds = kinds_of(config.kinds)
+    network = Network.of(model, dataset.input_shape, name, kinds)
+    for own, kind in zip(config.kinds, kinds, strict=True):
+        if not any(type(kind_of(module)) is type(kind) for module in network.model.modules()):
+            logging.getLogger("amc").warning("warning: no layer of the network is a %s", own)
     _check_finite(network.model, name if base is None else f"{name} with {base}")
     _check_classes(network, dataset)
     return network, untrained
+
+
+def kinds_of(names: Sequence[str]) -> list[Kind]:
+    """The user's own kinds of layer.
+
+    Raises:
+        UserError: one does not exist, is code that the user has not named, or is no kind.
+    """
+    return [own_kind(lookup("kind", name), name) for name in names]
+
+
+def own_kind(found: Any, name: str) -> Kind:
+    """A kind of layer, of its class.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not issubclass(found, Kind):
+        raise UserError(f"{name!r} is no kind: it does not inherit from Kind, of amc.network.kinds")
+    try:
+        kind: Kind = found()
+    except TypeError as error:  # a method is missing, or it wants arguments
+        raise UserError(f"{name!r} is no kind: {first_line(error)}") from error
+    if kind.name not in KIND_NAMES:
+        raise unknown(f"name of the kind {name!r},", str(kind.name), KIND_NAMES)
+    return kind
 
 
 def placed(

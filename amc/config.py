@@ -140,6 +140,8 @@ def _parsed(values: Any, overrides: Sequence[str] = (), stored: bool = False) ->
     fill = _fills(config.reward, stored)
     if not stored:
         lookup("observation", config.observation)
+        for name in config.kinds:
+            lookup("kind", name)
     if config.budget.fill is None:
         budget = config.budget.model_copy(update={"fill": fill})
         config = config.model_copy(update={"budget": budget})

@@ -1,4 +1,5 @@
-"""Code of a user's own, named ``module:attribute``: a space, an agent, a reward, a network.
+"""Code of a user's own, named ``module:attribute``: a space, an agent, a reward, a network, a kind
+of layer.
 
 It is imported only where the user has named it: on the command line, from Python (`allow`), with
 ``--trust`` (``trust=True``), or at an earlier time, from the same file of code. A name that merely
@@ -34,6 +35,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "agent": ("Options", "run", "state", "load_state", "episodes", "episodes_done", "phase_of"),
     "runtime": ("prepare",),
     "observation": ("__call__",),
+    "kind": ("matches", "widths", "cut", "example"),
 }
 """Kind -> what a class of that kind has."""
 ARGUMENTS = {"reward": 4, "criterion": 3, "model": 0}

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from amc.base import base_network, built, named, placed
+from amc.base import base_network, built, kinds_of, named, placed
 from amc.compute import AUTO, HOST, Compute, Frugal
 from amc.cost.budget import Budget
 from amc.data.datasets import Dataset, load_dataset
 from amc.data.places import data_folder, find_file
 from amc.data.splits import Splits, split
 from amc.device.profile import DeviceProfile, load_device
-from amc.device.reach import step_of
+from amc.device.reach import step_of, untimed
 from amc.device.runtimes import Runtime, make_runtime, processor, timed_in_turn
 from amc.errors import UserError, shown
 from amc.evaluate.evaluator import Evaluator
@@ -182,7 +182,8 @@ class Problem:
         runtime = self._runtime()
         installed = None if runtime is None else (runtime.name, runtime.version)
         step = step_of(self.space)
-        return self.device.doubts(self.network.name, step, installed, processor())
+        doubts = self.device.doubts(self.network.name, step, installed, processor())
+        return [*doubts, *untimed(self.network.table)]
 
     def _runtime(self) -> Runtime | None:
         """The device's runtime, as it is installed here."""
@@ -251,7 +252,8 @@ def untrained_space(
     """
     classes, shape = _geometry(config)
     shape = input_shape or shape
-    network = Network.of(built(config, classes, shape[0]), shape, str(config.model))
+    model, kinds = built(config, classes, shape[0]), kinds_of(config.kinds)
+    network = Network.of(model, shape, str(config.model), kinds)
     return _space(config, network, example_input(network.model, shape, batch=8), report)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from amc.errors import unknown
 from amc.plugins import imported
 
-Kind = Literal["space", "criterion", "reward", "agent", "observation", "runtime"]
+Kind = Literal["space", "criterion", "reward", "agent", "observation", "runtime", "kind"]
 
 KNOWN: dict[Kind, dict[str, str]] = {
     "space": {
@@ -54,6 +54,7 @@ KNOWN: dict[Kind, dict[str, str]] = {
         "tpe": "amc.agents.tpe:TPEAgent",
         "vbmf": "amc.agents.vbmf:VBMFAgent",
     },
+    "kind": {},  # of layer: those of ours are asked for by nobody (`amc.network.kinds`)
     "observation": {
         "amc": "amc.envs.observation:Amc",
         "graph": "amc.envs.graph:Graph",
@@ -83,5 +84,5 @@ def lookup(kind: Kind, name: str) -> Any:
         module, _, attribute = KNOWN[kind][name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     if ":" not in name:
-        raise unknown(kind, name, KNOWN[kind])
+        raise unknown(kind, name, KNOWN[kind] or ["module:Class"])
     return imported(name, kind)

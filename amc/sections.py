@@ -28,6 +28,10 @@ def _compute(name: Any) -> Any:
     return name
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class BudgetConfig(Options):
     """What the compressed network may cost."""
 
@@ -121,6 +125,9 @@ class Config(Options):
     )
     space: dict[str, Any] = Field(
         default_factory=lambda: {"name": "channel"}, description="the action space and its options"
+    )
+    kinds: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        (), description="kinds of layer of your own, which surgery shall know: [module:Class]"
     )
     budget: BudgetConfig = Field(
         default_factory=BudgetConfig, description="what the compressed network may cost"

@@ -40,7 +40,8 @@ ORDER = [
     ["amc.apply"],
     ["amc.deliver"],
     ["amc.sweep"],
-    ["amc.testing"],
+    ["amc.testing", "amc.testing_examples"],
+    ["amc.testing_kinds"],
     ["amc.cli"],
     ["amc.__main__"],
 ]

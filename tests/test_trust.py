@@ -33,6 +33,7 @@ import torch
 from torch import nn
 from amc.agents.random import RandomAgent
 from amc.criteria.magnitude import l1
+from amc.network.kinds import Kind
 from amc.spaces.channel import ChannelSpace
 
 class Space(ChannelSpace):
@@ -40,6 +41,16 @@ class Space(ChannelSpace):
 
 class Agent(RandomAgent):
     pass
+
+class Flattening(Kind):
+    def matches(self, module):
+        return False
+
+    def widths(self, module):
+        return 1, 1
+
+    def cut(self, module, gone_in, gone_out):
+        pass
 
 def reward(score, cost, original, budget):
     return score.accuracy
@@ -58,6 +69,7 @@ NAMES = {
     "space": "space=someones_code:Space",
     "criterion": "space.criterion=someones_code:criterion",
     "agent": "agent=someones_code:Agent",
+    "kind": "kinds=someones_code:Flattening",
     "reward": "reward=someones_code:reward",
 }
 TINY = [
@@ -120,7 +132,7 @@ def test_a_strangers_run_imports_nothing(
         ):
             open_it()
     assert report(path).is_file() and pareto([path]).points and compare([path]).curves
-    if kind in ("model", "space"):
+    if kind in ("model", "space", "kind"):
         with pytest.raises(UserError, match="say --trust"):
             load(path)
     else:

@@ -81,17 +81,27 @@ def profile(
 
 @app.command()
 @users_code()
-def check(space: Annotated[str, typer.Argument(help="a space by name, or module:Class")]) -> None:
-    """Check that an action space keeps the laws, on small networks of several kinds."""
-    from amc.plugins import allow
+def check(
+    name: Annotated[
+        str, typer.Argument(help="a space by name; or module:Class, a space or a kind of layer")
+    ],
+) -> None:
+    """Check that an action space, or a kind of layer, keeps its promises, on small networks."""
+    from amc.network.kinds import Kind
+    from amc.plugins import allow, imported
     from amc.registry import lookup
     from amc.testing import check_space
+    from amc.testing_kinds import check_kind
 
-    allow(space)
+    allow(name)
+    found = imported(name, "plug-in") if ":" in name else None
     try:
-        done = check_space(lookup("space", space))
+        if isinstance(found, type) and issubclass(found, Kind):
+            done = check_kind(found)
+        else:
+            done = check_space(lookup("space", name))
     except AssertionError as error:
-        say((f"{space} does not conform", "red"), f": {error}", to=err)
+        say((f"{name} does not conform", "red"), f": {error}", to=err)
         raise typer.Exit(1) from None
     for line in done:
         say(("ok", "green"), f"  {line}")

@@ -62,6 +62,7 @@ def list_names() -> None:
         ("datasets", [*DATASETS, *PREFIXES]),
         ("spaces", [*KNOWN["space"], "module:Class"]),
         ("criteria", [*KNOWN["criterion"], "module:function"]),
+        ("kinds of layer", ["module:Class"]),
         ("agents", [*KNOWN["agent"], "module:Class"]),
         ("rewards", [*sorted(KNOWN["reward"]), "module:function"]),
         ("observations", [*KNOWN["observation"], "module:Class"]),

@@ -208,6 +208,7 @@ def _description(
         "std": list(problem.dataset.std),
         "dtype": str(problem.network.dtype).removeprefix("torch."),
         "space": problem.config.space["name"],
+        "kinds": list(problem.config.kinds),
         "strategy": best["strategy"],
         "structure": problem.space.describe(best["strategy"]),
         "rewritten": dict(problem.network.rewritten),

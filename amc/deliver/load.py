@@ -11,10 +11,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from amc.base import kinds_of
 from amc.errors import UserError
 from amc.files import check_same
 from amc.network.checkpoints import shapes_of
 from amc.network.copying import copied, unwrapped
+from amc.network.kinds import adopt, forget
 from amc.network.models import build_model, is_known, load_weights
 from amc.network.rewriting import rewrite
 from amc.plugins import allow, users_code
@@ -38,6 +40,7 @@ class Description(Record):
     std: list[float]
     dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"
     space: str
+    kinds: list[str] = []  # of layer, the user's own
     strategy: dict[str, int]
     structure: dict[str, Any]
     rewritten: dict[str, str] = Field(default_factory=dict)  # `amc.network.rewriting`
@@ -72,7 +75,7 @@ def load(
         folder = folder / names.EXPORT
     description = read_description(folder)
     if trust:
-        allow([description.model, description.space])
+        allow([description.model, description.space, *description.kinds])
     if isinstance(run, SearchResult):
         model = copied(run.problem.network.model).cpu()
     elif model is None:
@@ -126,9 +129,9 @@ def _original(description: Description, folder: Path) -> nn.Module:
 
 
 def _rebuilt(model: nn.Module, description: Description, folder: Path) -> nn.Module:
-    space = lookup("space", description.space)
+    space, kinds = lookup("space", description.space), kinds_of(description.kinds)
     with damaged(folder / names.STRATEGY):
-        own = copied(model)
+        own = adopt(copied(model), kinds)
         rewrite(own, description.rewritten)
-        rebuilt: nn.Module = space.rebuild(own, description.structure)
+        rebuilt: nn.Module = forget(space.rebuild(own, description.structure))
     return rebuilt.to(getattr(torch, description.dtype))

@@ -30,6 +30,13 @@ def timed_layers(table: LayerTable) -> list[tuple[Family, int, int]]:
     ]
 
 
+def untimed(table: LayerTable) -> list[str]:
+    """That a profile has no times for layers of the user's own kinds, where there are such."""
+    own = ", ".join(repr(layer.name) for layer in table if layer.kind == "own")
+    why = "of a kind of your own: what they lose saves no time on paper"
+    return [f"it has no times for {own}, {why}"] if own else []
+
+
 def widths_of(space: CompressionSpace) -> dict[Family, Widths]:
     """Every family that a space can make of its network, with its channel counts."""
     found: dict[Family, Widths] = {}

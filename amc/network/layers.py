@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.compute import full_precision
+from amc.network.growth import Growth
 
-KindName = Literal["conv", "linear", "channelwise", "other"]
+KindName = Literal["conv", "linear", "own", "channelwise", "other"]
 
 IntArray = NDArray[np.int64]
 
@@ -30,8 +31,8 @@ IntArray = NDArray[np.int64]
 @dataclass(frozen=True)
 class LayerSpec:
     """Facts about one layer. ``conv`` and ``linear`` mix channels and cost MACs; ``channelwise``
-    (BatchNorm, PReLU) holds parameters for each channel; ``other`` is the rest that has parameters:
-    its costs are as they are.
+    (BatchNorm, PReLU) holds parameters for each channel; ``own`` is of a user's kind, measured;
+    ``other`` is the rest that has parameters: its costs are as they are.
     """
 
     name: str
@@ -44,7 +45,7 @@ class LayerSpec:
     input_size: tuple[int, ...] = (1, 1)  # height, width; or length; or depth, height, width
     output_size: tuple[int, ...] = (1, 1)
     per_channel_params: int = 0  # bias, or gamma and beta
-    fixed_params: int = 0  # of kind "other"
+    fixed_params: int = 0  # measured: of kind "other", or a user's own
     fixed_macs: int = 0  # likewise
     repeats: int = 1  # how often one image passes it in one call (windows, regions, frames)
     shared: bool = (
@@ -53,6 +54,7 @@ class LayerSpec:
     step: int = 0  # which operation of the forward pass computed it
     followed_by: str = ""  # what a runtime may compute with it: "batchnorm+relu"
     transposed: bool = False  # a transposed convolution, which multiplies at input positions
+    growth: tuple[Growth, Growth] | None = None  # of measured MACs and parameters with the widths
 
     @cached_property
     def macs(self) -> int:
@@ -67,6 +69,19 @@ class LayerSpec:
         if self.shared:
             return 0
         return self._weights + self.out_channels * self.per_channel_params + self.fixed_params
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether weights stand between its inputs and its outputs."""
+        return self.kind in ("conv", "linear", "own")
+
+    def with_widths(self, inputs: int, outputs: int) -> LayerSpec:
+        """The same layer with other widths; its groups stay."""
+        grown: dict[str, Any] = {}
+        if self.growth is not None:
+            macs, params = (growth.at(inputs, outputs) for growth in self.growth)
+            grown = {"fixed_macs": macs, "fixed_params": params}
+        return replace(self, in_channels=inputs, out_channels=outputs, **grown)
 
     @property
     def _weights(self) -> int:

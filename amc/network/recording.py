@@ -70,6 +70,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         tensors = [*self.model.parameters(), *self.model.buffers()]
         self.weights = {storage_key(tensor) for tensor in tensors}
+        self._constant = set(self.weights)  # and what is computed of them alone: no activations
         self._stack = [_Call("")]
         self._owners: dict[int, list[str]] = {}
         for name, module in self.model.named_modules():
@@ -88,9 +89,14 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         seconds = time.perf_counter() - start
         self.step += 1
-        for tensor in tensors_in((args, kwargs)):
+        read = list(tensors_in((args, kwargs)))
+        is_constant = bool(read) and all(storage_key(tensor) in self._constant for tensor in read)
+        for tensor in read:
             self._read(tensor)
         for tensor in tensors_in(result):
+            if is_constant:
+                self._constant.add(storage_key(tensor))
+                self._kept.append(tensor)
             self.add(tensor)
         self._stack[-1].macs += macs_of(func, args, kwargs, result)
         if is_uncounted(func, (args, kwargs), self.weights):
@@ -131,7 +137,7 @@ class Recorder(TorchDispatchMode):
     def add(self, tensor: Tensor) -> None:
         """Note a buffer that is seen for the first time."""
         key = storage_key(tensor)
-        if key not in self.weights and key not in self.buffers and tensor.numel():
+        if key not in self._constant and key not in self.buffers and tensor.numel():
             element = 4 if tensor.is_floating_point() else tensor.element_size()
             size = tensor.untyped_storage().nbytes() // tensor.element_size() * element
             self.buffers[key] = _Buffer(size, self.step, self.step)
@@ -178,7 +184,7 @@ class Recorder(TorchDispatchMode):
         """A row for a call; of kind "other" where it is not what surgery takes it for."""
         why = self._why_not(module, given, output)
         if not why:
-            spec = spec_of(own, module, given[0][0], output)
+            spec = spec_of(own, module, given[0][0], output, macs)
             if spec.macs == macs and spec.params == own_numel(module):
                 return spec
             computes = "its forward computes something else than its type"
@@ -220,7 +226,7 @@ class Recorder(TorchDispatchMode):
 
     def _relate(self, own: str, module: nn.Module, source: Tensor, output: Tensor) -> None:
         """What a BatchNorm follows, and what a layer's output becomes."""
-        if self.specs[-1].kind in ("conv", "linear"):
+        if self.specs[-1].is_weighted:
             self._flow.layer(own, source, output)
             self._outputs[storage_key(output)] = own
             self._origin[storage_key(output)] = len(self.specs) - 1
@@ -235,13 +241,18 @@ class Recorder(TorchDispatchMode):
 
     # what came out
 
+    @property
+    def macs(self) -> int:
+        """What no layer that it was told of has computed."""
+        return self._stack[0].macs
+
     def table(self) -> LayerTable:
         """Everything that was seen.
 
         Raises:
             UserError: no convolution and no linear layer was called.
         """
-        if not any(spec.kind in ("conv", "linear") for spec in self.specs):
+        if not any(spec.is_weighted for spec in self.specs):
             reasons = "; ".join(f"{layer}: {why}" for layer, why in list(self.alone.items())[:3])
             raise UserError(
                 "the network has no convolution and no linear layer that could be decided: there "
@@ -254,7 +265,7 @@ class Recorder(TorchDispatchMode):
         ]
         params = sum(parameter.numel() for parameter in self.model.parameters())
         rest = Rest(
-            self._stack[0].macs,
+            self.macs,
             params - sum(spec.params for spec in self.specs),
             tuple(self._uncounted),
             self._uncounted_seconds / max(self._seconds, 1e-12),

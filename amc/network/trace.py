@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from amc.errors import UserError, first_line
 from amc.network.copying import copied, dtype_of, private_copy, unwrapped
-from amc.network.kinds import acquaint, kind_of
+from amc.network.kinds import Kind, acquaint, adopt, kind_of
 from amc.network.layers import LayerTable, evaluating, example_input, storage_key
+from amc.network.measured import with_growth
 from amc.network.recording import Recorder
 from amc.network.rewriting import rewrite_alike
 
@@ -45,15 +46,28 @@ class Network:
     rewritten: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, input_shape: tuple[int, ...], name: str = "network") -> Network:
+    def of(
+        cls,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        name: str = "network",
+        kinds: Sequence[Kind] = (),
+    ) -> Network:
         """Copy, rewrite, trace and hold a network.
+
+        Args:
+            model: it is not modified.
+            input_shape: of one image.
+            name: for messages.
+            kinds: of layer, the user's own; they go before ours.
 
         Raises:
             UserError: it cannot be copied, or does not run on such an input.
         """
-        own = private_copy(model, name)
+        own = adopt(private_copy(model, name), kinds)
         rewritten = rewrite_alike(own, input_shape)
         table = trace(own, input_shape, name, unwrapped(model))
+        table = with_growth(own, table, example_input(own, input_shape))
         return cls(own, tuple(input_shape), table, name, dtype_of(model), rewritten=rewritten)
 
     @property
@@ -84,7 +98,7 @@ class Network:
         names = Counter(spec.name.split("@")[0] for spec in self.table)
         found = set()
         for spec in self.table:
-            if spec.kind not in ("conv", "linear") or names[spec.name] != 1 or spec.groups > 1:
+            if not spec.is_weighted or names[spec.name] != 1 or spec.groups > 1:
                 continue
             kind = kind_of(modules[spec.name])
             if kind is not None and kind.by_its_weights(modules[spec.name], spec.input_size):

@@ -254,7 +254,7 @@ class Run:
 
 def layers_csv(table: LayerTable) -> bytes:
     """The layer table with its costs, as layers.csv has it."""
-    columns = [field.name for field in fields(LayerSpec)]
+    columns = [field.name for field in fields(LayerSpec) if field.name != "growth"]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([*columns, "macs", "params"])

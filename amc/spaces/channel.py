@@ -229,15 +229,7 @@ def _less(spec: LayerSpec, macs: int, params: int) -> LayerSpec:
 def _shrunk(spec: LayerSpec, inputs: int, outputs: int) -> LayerSpec:
     """A layer after it has lost so many channels; a grouped convolution loses whole groups."""
     if spec.kind == "channelwise":
-        return replace(
-            spec, in_channels=spec.in_channels - outputs, out_channels=spec.out_channels - outputs
-        )
-    groups = spec.groups
-    if groups > 1:
-        groups -= inputs // (spec.in_channels // groups)
-    return replace(
-        spec,
-        in_channels=spec.in_channels - inputs,
-        out_channels=spec.out_channels - outputs,
-        groups=groups,
-    )
+        inputs = outputs
+    if spec.groups > 1:
+        spec = replace(spec, groups=spec.groups - inputs // (spec.in_channels // spec.groups))
+    return spec.with_widths(spec.in_channels - inputs, spec.out_channels - outputs)

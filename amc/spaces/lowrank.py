@@ -72,7 +72,7 @@ class LowRankSpace(RepairingSpace):
         self._methods: dict[str, Method] = {}
         self.left_alone |= self.network.table.alone
         decisions: list[Decision] = []
-        mixers = [spec for spec in self.network.table if spec.kind in ("conv", "linear")]
+        mixers = [spec for spec in self.network.table if spec.is_weighted]
         for layer in (layer for layer in mixers if not layer.shared):
             reason = self._why_not(layer)
             if reason is None:
@@ -96,6 +96,7 @@ class LowRankSpace(RepairingSpace):
             "an image passes it in several parts at once": layer.repeats > 1,
             "it is a transposed convolution: these are not factorised": layer.transposed,
             "only convolutions over height and width are factorised": len(layer.kernel) != 2,
+            "it is of a kind of your own: these are not factorised": layer.kind == "own",
             "it has a forward or a hook of its own": not does_as_its_type(module),
             "its padding is an operation of its own": uneven,
         }
@@ -161,7 +162,7 @@ class LowRankSpace(RepairingSpace):
     def _live(self) -> tuple[IntArray, int]:
         """Bytes alive at each operation, and the most at one that is not a layer to factorise."""
         live = self.network.table.activations.live_bytes()
-        steps = [spec.step for spec in self.network.table if spec.kind in ("conv", "linear")]
+        steps = [spec.step for spec in self.network.table if spec.is_weighted]
         return live, int(np.delete(live, steps).max())
 
     def plan(self, strategy: Strategy, table: LayerTable | None = None) -> Plan:

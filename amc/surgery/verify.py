@@ -152,8 +152,9 @@ def _measured(
     macs = {"": before.rest.macs - after.rest.macs}
     params = {"": before.rest.params - after.rest.params}
     for one, other in zip(before, after, strict=True):
-        macs[one.name] = one.fixed_macs - other.fixed_macs
-        params[one.name] = one.fixed_params - other.fixed_params
+        if one.growth is None:
+            macs[one.name] = one.fixed_macs - other.fixed_macs
+            params[one.name] = one.fixed_params - other.fixed_params
     if any(value % atoms for value in (*macs.values(), *params.values(), *lost.tolist())):
         return "its costs do not shrink evenly"
     shares = (

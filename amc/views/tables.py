@@ -69,7 +69,7 @@ def layers(table: LayerTable, ms: float) -> Table:
     """
     shown = Table("layer", "kind", "in", "out", "kernel", "output", "MACs", "params")
     for layer in table:
-        if layer.kind in ("conv", "linear"):
+        if layer.is_weighted:
             kernel, size = ("x".join(map(str, pair)) for pair in (layer.kernel, layer.output_size))
             widths = str(layer.in_channels), str(layer.out_channels)
             counts = f"{layer.macs:,}", f"{layer.params:,}"

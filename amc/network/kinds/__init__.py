@@ -4,14 +4,19 @@ kind and holds parameters is left alone, named, and counted in the rest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import nn
 
+from amc.errors import UserError
 from amc.network.kinds.across import Across, GlobalResponse, GroupNorm
-from amc.network.kinds.base import Kind, is_plain
+from amc.network.kinds.base import Kind, is_plain, own_numel
 from amc.network.kinds.convolution import CONVOLUTIONS, Convolution
 from amc.network.kinds.linear import Linear
 from amc.network.kinds.linked import Linked, LinkedModule
 from amc.network.kinds.norm import ChannelNorm
+from amc.network.kinds.parts import cut_part
 from amc.network.kinds.transposed import TRANSPOSED, TransposedConvolution
 
 __all__ = [
@@ -19,7 +24,10 @@ __all__ = [
     "Kind",
     "LinkedModule",
     "acquaint",
+    "adopt",
+    "cut_part",
     "does_as_its_type",
+    "forget",
     "is_batchnorm",
     "is_batchnorm_like",
     "kind_of",
@@ -36,7 +44,9 @@ KINDS: tuple[Kind, ...] = (
     GlobalResponse(),
     Linked(),
 )
-"""The first that matches counts."""
+"""The first that matches counts; a user's own (`adopt`) go before."""
+
+_OWN = "amc_kind"  # noted on layers of a network of ours, so that its copies know it too
 
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _EXACT = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *_BATCHNORMS)
@@ -44,7 +54,41 @@ _EXACT = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *_BATCHNORMS)
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None where surgery does not know it."""
+    own: Any = vars(module).get(_OWN)
+    if isinstance(own, Kind):
+        return own
     return next((kind for kind in KINDS if kind.matches(module)), None)
+
+
+def adopt(model: nn.Module, kinds: Sequence[Kind]) -> nn.Module:
+    """A network of ours whose layers are of a user's own kinds where these match, in place: no
+    other network knows of them, and all its copies do, in other processes too.
+
+    Raises:
+        UserError: a layer that matches is made of layers.
+    """
+    forget(model)
+    for name, module in model.named_modules():
+        kind = next((kind for kind in kinds if kind.matches(module)), None)
+        if kind is None or module is model:
+            continue
+        inside = (
+            f"{name}.{key}" for key, part in module.named_modules() if key and own_numel(part)
+        )
+        if layer := next(inside, ""):
+            raise UserError(
+                f"the kind {type(kind).__name__} matches {name!r}, which is made of layers "
+                f"({layer!r}): a kind is of modules that hold their parameters themselves"
+            )
+        setattr(module, _OWN, kind)
+    return model
+
+
+def forget(model: nn.Module) -> nn.Module:
+    """The inverse of `adopt`, in place: a network that is handed to the user."""
+    for module in model.modules():
+        vars(module).pop(_OWN, None)
+    return model
 
 
 def acquaint(model: nn.Module) -> None:

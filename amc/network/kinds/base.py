@@ -15,16 +15,23 @@ from amc.network.kinds.window import Size, Window
 
 class Kind(ABC):
     """A family of modules that surgery knows. It has no state: each method is asked about a
-    module.
+    module, which takes one tensor and gives one with as many dimensions.
+
+    A kind of one's own must say what matches, how wide it is, and how it is cut; `example` lets
+    ``amc check`` see whether it is right. What else is here has defaults, for a layer in which any
+    output may depend on any input, whose costs are measured.
     """
 
-    name: ClassVar[str]  # in the layer table
+    name: ClassVar[str] = "own"
+    """In the layer table. ``channelwise``: each output channel is computed from the input channel
+    of the same number. ``conv`` and ``linear`` have `facts`, and devices take them for PyTorch's.
+    """
     channel_dim: ClassVar[int] = 1  # of its input and its output
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
-        """Whether a module is of this kind. One whose weights are computed from others (a
-        parametrisation, a mask) is not.
+        """Whether a module is of this kind: one that holds its parameters itself. One whose
+        weights are computed from others (a parametrisation, a mask) is not.
         """
 
     @abstractmethod
@@ -33,11 +40,18 @@ class Kind(ABC):
 
     @abstractmethod
     def cut(self, module: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
-        """Remove channels (ascending), in place.
+        """Remove channels (ascending), in place: of parameters and buffers, and of the numbers
+        that count them (`cut_part`). A channelwise module loses ``gone_out``.
 
         Raises:
             ValueError: it cannot lose these.
         """
+
+    def example(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """For ``amc check``: a small layer of this kind, with weights that are not all the same,
+        and the shape of one input, without the batch: channels first, or last.
+        """
+        raise NotImplementedError
 
     def dim(self, module: nn.Module) -> int:
         """Where its input and its output have their channels."""
@@ -48,8 +62,10 @@ class Kind(ABC):
         return 2
 
     def mixes(self, module: nn.Module) -> bool:
-        """Whether every output channel depends on every input channel, by `weight`."""
-        return False
+        """Whether output channels depend on all input channels, by `weight`: where no `links` keep
+        them apart.
+        """
+        return self.name != "channelwise" and not self.links(module)
 
     def masked(
         self, module: nn.Module, x: Tensor, gone_in: list[int], gone_out: list[int]
@@ -57,10 +73,13 @@ class Kind(ABC):
         """The input of a call in which the channels that are to be cut say nothing: zeros, unless
         the layer lets channels pass.
         """
-        return x.index_fill(self.dim(module), torch.tensor(gone_in, dtype=torch.long, device=x.device), 0.0)
+        gone = torch.tensor(gone_in, dtype=torch.long, device=x.device)
+        return x.index_fill(self.dim(module), gone, 0.0)
 
     def weight(self, module: nn.Module) -> Tensor:
-        """Of one that mixes: (out, in, ...)."""
+        """Of one that mixes: (out, in, ...), by which channels are ranked. What repair solves for
+        (`by_its_weights`) is a view of it.
+        """
         weight: Any = module.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -73,13 +92,20 @@ class Kind(ABC):
         """Pairs of output channels that live or die together."""
         return []
 
-    def facts(self, module: nn.Module) -> dict[str, Any]:
-        """The fields of a `LayerSpec` that the module alone tells."""
-        return {}
+    def facts(self, module: nn.Module) -> dict[str, Any] | None:
+        """The fields of a `LayerSpec` that the module alone tells, from which its costs follow;
+        None: they are measured at a few widths (`amc.network.measured`).
+        """
+        return None
 
     def output_shape(self, module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of one that mixes: the shape of the output for an input of that shape."""
-        raise NotImplementedError
+        """Of one that is solved for: the shape of the output for an input of that shape."""
+        window, width = self.window(module, input_shape[2:]), self.widths(module)[1]
+        if window is not None:
+            return (input_shape[0], width, *window.grid)
+        shape = list(input_shape)
+        shape[self.dim(module)] = width
+        return tuple(shape)
 
     def by_its_weights(self, module: nn.Module, size: Size) -> bool:
         """Whether what a module computes follows from its type, its weight and its bias, for inputs
@@ -106,7 +132,7 @@ class Kind(ABC):
 
     def folded(self, module: nn.Module, norm: nn.Module) -> nn.Module:
         """A module in eval mode that computes what this one and the BatchNorm behind it do."""
-        raise NotImplementedError
+        return nn.Sequential(module, norm)
 
 
 def kept(width: int, removed: list[int]) -> Tensor:

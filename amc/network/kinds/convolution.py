@@ -130,10 +130,6 @@ class Convolution(Kind):
             return x
         return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
 
-    def output_shape(self, module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        assert isinstance(module, nn.modules.conv._ConvNd)
-        return (input_shape[0], module.out_channels, *self.window(module, input_shape[2:]).grid)
-
     def output(self, module: nn.Module, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         if norm is None or type(module) not in CONVOLUTIONS:
             return super().output(module, x, norm)

@@ -32,9 +32,6 @@ class Linear(Kind):
         assert isinstance(module, nn.Linear)
         return module.in_features, module.out_features
 
-    def mixes(self, module: nn.Module) -> bool:
-        return True
-
     def facts(self, module: nn.Module) -> dict[str, Any]:
         assert isinstance(module, nn.Linear)
         extra = own_numel(module) - module.weight.numel()
@@ -47,10 +44,6 @@ class Linear(Kind):
             keep_inputs(module, columns)
         slice_own(module, rows, module.out_features)
         module.out_features, module.in_features = len(rows), len(columns)
-
-    def output_shape(self, module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        assert isinstance(module, nn.Linear)
-        return (*input_shape[:-1], module.out_features)
 
     def by_its_weights(self, module: nn.Module, size: Size) -> bool:
         return is_plain(module, (nn.Linear,))

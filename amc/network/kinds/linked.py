@@ -32,6 +32,9 @@ class Linked(Kind):
         """Known only from a call."""
         return 0, 0
 
+    def mixes(self, module: nn.Module) -> bool:
+        return False
+
     def links(self, module: nn.Module) -> list[tuple[int, int]]:
         assert isinstance(module, LinkedModule)
         return module.channel_links()
