@@ -77,7 +77,7 @@ class FusedHeads(nn.Module):
         qkv = self.qkv(x).reshape(images, places, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.table.T[None, :, None]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(images, -1, places, -1))
+        y = (q @ k.transpose(-1, -2) * self.head_dim**-0.5 + bias).softmax(-1) @ v
         return self.proj(y.transpose(1, 2).reshape(images, places, self.attn_dim))
 
 
@@ -230,7 +230,7 @@ class Split(nn.Module):
 
 
 class Scales(nn.Module):
-    """Res2Net: four parts of a convolution's output, each added to what became of the one before."""
+    """Res2Net: four parts of an output, each added to what became of the one before."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

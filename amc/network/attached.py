@@ -1,5 +1,5 @@
-"""Parameters and buffers that hold a value for each channel, found by asking: which of their entries
-change which channels?
+"""Parameters and buffers that hold a value for each channel, found by asking: which of their
+entries change which channels?
 
 Such a tensor belongs to no layer that surgery knows: a layer scale, a class token, a table of
 positions, a bias a head, a BatchNorm written by hand. A gradient answers for all entries of all
@@ -46,7 +46,7 @@ def attach(probe: Probe, atoms: Sequence[Atom]) -> None:
     for (owner, name), dims in zip(tensors, touched, strict=True):
         for dim, seen in enumerate(dims):
             sources, alone = sources_of(seen[:bits], seen[bits : 2 * bits])
-            reached: BoolArray = seen.any(axis=0)
+            reached = np.asarray(seen.any(axis=0))
             clear = alone & ~seen[-1] & (sources < len(atoms))
             if len(reached) == 1 or (reached & ~clear).any():
                 continue

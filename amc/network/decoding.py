@@ -136,7 +136,7 @@ def _codes(labels: IntArray, bits: int) -> BoolArray:
 
 def sources_of(ones: BoolArray, zeros: BoolArray) -> tuple[IntArray, BoolArray]:
     """The labels behind touched channels, and whether each is one alone; of (bits, channels)."""
-    clear: BoolArray = (ones ^ zeros).all(axis=0)
+    clear = np.asarray((ones ^ zeros).all(axis=0))
     sources: IntArray = (ones * (1 << np.arange(len(ones)))[:, None]).sum(axis=0) - 1
     return sources, clear & (sources >= 0)
 

@@ -132,9 +132,7 @@ def _is_decided(probe: Probe, atom: Atom) -> bool:
     return not blocked and "out" in mixing and "in" in mixing
 
 
-def _groups(
-    probe: Probe, atoms: list[Atom]
-) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+def _groups(probe: Probe, atoms: list[Atom]) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     rank = {name: index for index, name in enumerate(probe.order)}
     reasons = dict(probe.blocked)
     by_signature: dict[tuple[Any, ...], list[Atom]] = defaultdict(list)

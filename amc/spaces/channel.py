@@ -220,9 +220,7 @@ def _less(spec: LayerSpec, macs: int, params: int) -> LayerSpec:
     """A layer that loses so much of what is of no kind."""
     if not macs and not params:
         return spec
-    return replace(
-        spec, fixed_macs=spec.fixed_macs - macs, fixed_params=spec.fixed_params - params
-    )
+    return replace(spec, fixed_macs=spec.fixed_macs - macs, fixed_params=spec.fixed_params - params)
 
 
 @lru_cache(maxsize=100_000)  # a walk asks for the same few again and again

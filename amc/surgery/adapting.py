@@ -19,7 +19,7 @@ _TRIES = 12  # for one group
 
 def adapted(model: nn.Module, group: ChannelGroup) -> Iterator[ChannelGroup]:
     """The group with whole numbers that fall with its channels: numbers of the modules that contain
-    its layers, which count its atoms (``num_heads``) or all channels of a layer (``all_head_size``).
+    its layers, which count its atoms (``num_heads``) or all channels of a layer (``attn_dim``).
     """
     totals = {sum(map(len, member.channels)) for member in group.members}
     found = list(_numbers(model, group))

@@ -1,12 +1,12 @@
 """Before a search: is the cut of every group what it claims to be, on this very network?
 
-For each group about half of its atoms are cut: the network must still run, with the same operations.
-Its trace tells how many bytes each buffer, and how many MACs and parameters everything of no layer
-loses with one atom, so these are known on paper afterwards; it is made without computing where the
-network can be traced so. All groups together, and each alone where that fails, must give the
-outputs of the full-size network in which the cut channels are ignored (cut = mask). A group for
-which it does not hold is adapted (`amc.surgery.adapting`). A network may do otherwise at some widths
-only: spaces compare several strategies as a whole once more (`cut_is_mask`).
+For each group about half of its atoms are cut: the network must still run, with the same
+operations. Its trace tells how many bytes each buffer, and how many MACs and parameters everything
+of no layer loses with one atom, so these are known on paper afterwards. All groups together, and
+each alone where that fails, must give the outputs of the full-size network in which the cut
+channels are ignored (cut = mask). A group for which it does not hold is adapted
+(`amc.surgery.adapting`). A network may do otherwise at some widths only: spaces compare several
+strategies as a whole once more (`cut_is_mask`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from amc.errors import UserError, first_line
+from amc.errors import first_line
 from amc.network.copying import copied
 from amc.network.groups import ChannelGroup
 from amc.network.layers import IntArray, LayerTable, evaluating, example_input
@@ -107,9 +106,7 @@ class _Verifier:
         better = next((f for f in map(self.run, others) if isinstance(f, VerifiedGroup)), found)
         return better
 
-    def equal(
-        self, items: Sequence[VerifiedGroup]
-    ) -> tuple[list[VerifiedGroup], list[str]]:
+    def equal(self, items: Sequence[VerifiedGroup]) -> tuple[list[VerifiedGroup], list[str]]:
         """Those whose cut is their mask, and the names of the others."""
         if not items or self._is_mask(items):
             return list(items), []

@@ -188,3 +188,11 @@ def test_atoms_of_heads_are_whole_heads() -> None:
 
 def test_what_mixes_is_named_with_the_normalisations_that_may_be_why() -> None:
     assert Mixing({"b", "a"}).sites == {"a", "b"} and str(Mixing({"b", "a"})) == "a, b"
+
+
+def test_heads_are_not_coupled_but_the_residual_stream_is() -> None:
+    network = Network.of(part("separate heads"), SHAPE)
+    space = ChannelSpace(network, {"repair": "none", "coupled": False})
+    names = {decision.name for decision in space.decisions}
+    assert names == {"blocks.0.attention.query", "blocks.0.wide"}
+    assert "coupled" in space.left_alone["patches"]

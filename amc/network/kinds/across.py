@@ -34,7 +34,7 @@ class Across(Kind):
         if not isinstance(shape, tuple | list) or len(shape) != 1 or not hasattr(module, "eps"):
             return False
         own = has_own_weight(module) and not hasattr(module, "parametrizations")
-        return own and tuple(module.weight.shape) == tuple(shape)  # type: ignore[union-attr]
+        return own and tuple(_weight(module).shape) == tuple(shape)
 
     def dim(self, module: nn.Module) -> int:
         """Asked: at a single place, who is read with whom."""
@@ -188,7 +188,8 @@ def _rescale(module: nn.Module, stays: float) -> None:
     with torch.no_grad():
         weight /= math.sqrt(stays)
     eps: Any = module.eps
-    module.eps = (torch.finfo(weight.dtype).eps if eps is None else eps) / stays
+    eps = torch.finfo(weight.dtype).eps if eps is None else eps
+    setattr(module, "eps", eps / stays)  # noqa: B010 (no attribute that nn.Module declares)
 
 
 def _takes_means(module: nn.Module) -> bool:
