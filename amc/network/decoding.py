@@ -82,6 +82,7 @@ def _blocks(probe: Probe, reach: Reach, names: list[str]) -> list[str]:
             if name not in left:
                 known += [tried[name][-1]] if tried[name][-1] not in known else []
                 del tried[name]
+                probe.mixed.add(name)
 
 
 def _decoded(probe: Probe, reach: Reach, labels: dict[str, IntArray]) -> list[str]:

@@ -47,6 +47,7 @@ class ChannelGroup:
     producers: tuple[str, ...]  # the layers that mix channels and write these, in execution order
     consumers: tuple[str, ...]  # the layers that mix channels and read these
     members: tuple[Member, ...]  # every layer that must be cut, both sides
+    coupled: bool = False  # whether several layers write the same channels, as in a residual sum
 
     @property
     def size(self) -> int:
@@ -132,6 +133,12 @@ def _is_decided(probe: Probe, atom: Atom) -> bool:
     return not blocked and "out" in mixing and "in" in mixing
 
 
+def _is_one_block(probe: Probe, producers: list[str]) -> bool:
+    """Whether layers are the projections of one module, whose channels mix in blocks: heads."""
+    parents = {name.rpartition(".")[0] for name in producers}
+    return len(parents) == 1 and any(name in probe.mixed for name in producers)
+
+
 def _groups(probe: Probe, atoms: list[Atom]) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     rank = {name: index for index, name in enumerate(probe.order)}
     reasons = dict(probe.blocked)
@@ -159,7 +166,8 @@ def _groups(probe: Probe, atoms: list[Atom]) -> tuple[tuple[ChannelGroup, ...], 
             for n, side, _ in signature
         )
         name = producers[0] if number == 1 else f"{producers[0]}#{number}"
-        groups.append(ChannelGroup(name, tuple(producers), tuple(consumers), members))
+        coupled = len(producers) > 1 and not _is_one_block(probe, producers)
+        groups.append(ChannelGroup(name, tuple(producers), tuple(consumers), members, coupled))
     groups.sort(key=lambda group: (rank[group.producers[0]], group.name))
     found = {name for group in groups for name in group.producers}
     missing = [n for n in probe.order if probe.sites[n].mixes and n not in found]

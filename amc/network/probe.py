@@ -71,6 +71,7 @@ class Probe:
         self.order: list[str] = []  # producers as they are executed
         self.edges: list[tuple[str, int, str, int]] = []  # producer, channel, site, channel
         self.blocked: dict[str, str] = {}  # producer -> why it is left alone
+        self.mixed: set[str] = set()  # producers whose channels mix, but in blocks
         self.handler: Callable[[Site, Tensor], Tensor] = lambda site, x: x
         known = {spec.name.split("@")[0] for spec in network.table if spec.kind != "other"}
         strange = {spec.name.split("@")[0] for spec in network.table if spec.kind == "other"}

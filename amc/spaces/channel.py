@@ -58,11 +58,11 @@ class ChannelSpace(RepairingSpace):
             raise UserError("the reconstruction criterion needs calibration images")
         groups, self.left_alone = find_groups(self.network)
         if not self.options.coupled:
-            for group in [group for group in groups if len(group.producers) > 1]:
+            for group in [group for group in groups if group.coupled]:
                 self.left_alone.update(
                     dict.fromkeys(group.producers, "its channels are coupled and coupled is false")
                 )
-            groups = tuple(group for group in groups if len(group.producers) == 1)
+            groups = tuple(group for group in groups if not group.coupled)
         verified, failures = verify_groups(
             self.network, groups, partial(self.report, "verifying coupled channels")
         )

@@ -95,4 +95,5 @@ def _zipped(groups: Sequence[ChannelGroup]) -> ChannelGroup:
     )
     producers = dict.fromkeys(name for group in groups for name in group.producers)
     consumers = dict.fromkeys(name for group in groups for name in group.consumers)
-    return ChannelGroup(groups[0].name, tuple(producers), tuple(consumers), members)
+    coupled = any(group.coupled for group in groups)
+    return ChannelGroup(groups[0].name, tuple(producers), tuple(consumers), members, coupled)
