@@ -16,6 +16,7 @@ from amc.network.kinds.base import (
     own_numel,
     slice_own,
 )
+from amc.network.kinds.empty import Empty
 from amc.network.kinds.window import Size
 
 
@@ -38,7 +39,7 @@ class Linear(Kind):
     def facts(self, module: nn.Module) -> dict[str, Any]:
         assert isinstance(module, nn.Linear)
         extra = own_numel(module) - module.weight.numel()
-        return {"per_channel_params": extra // module.out_features}
+        return {"per_channel_params": extra // max(1, module.out_features)}
 
     def cut(self, module: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
         assert isinstance(module, nn.Linear)
@@ -53,7 +54,7 @@ class Linear(Kind):
         return (*input_shape[:-1], module.out_features)
 
     def by_its_weights(self, module: nn.Module, size: Size) -> bool:
-        return is_plain(module, (nn.Linear,))
+        return is_plain(module, (nn.Linear, type(module)) if isinstance(module, Empty) else (nn.Linear,))
 
     def folded(self, module: nn.Module, norm: nn.Module) -> nn.Module:
         assert isinstance(module, nn.Linear)
