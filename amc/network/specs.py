@@ -9,11 +9,11 @@ from amc.network.kinds import kind_of
 from amc.network.layers import LayerSpec
 
 
-def _size(tensor: Tensor, kind: str) -> tuple[int, ...]:
-    """Height and width, or what other axes there are; for a linear layer the number of positions it
-    is applied to (1, or the length of a sequence).
+def _size(tensor: Tensor, dim: int) -> tuple[int, ...]:
+    """Height and width, or what other axes there are; of a layer with its channels last the number
+    of positions it is applied to (1, or the length of a sequence).
     """
-    if kind == "linear":
+    if dim == -1:
         return int(np.prod(tensor.shape[1:-1], dtype=np.int64)), 1
     return tuple(tensor.shape[2:]) or (1, 1)
 
@@ -26,8 +26,8 @@ def spec_of(name: str, module: nn.Module, source: Tensor, output: Tensor) -> Lay
         name,
         kind.name,  # type: ignore[arg-type]
         *kind.widths(module),
-        input_size=_size(source, kind.name),
-        output_size=_size(output, kind.name),
+        input_size=_size(source, kind.dim(module)),
+        output_size=_size(output, kind.dim(module)),
         repeats=len(source),
         **kind.facts(module),
     )

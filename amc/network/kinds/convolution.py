@@ -98,8 +98,6 @@ class Convolution(Kind):
         assert isinstance(module, CONVOLUTIONS)
         if type(module) in CONVOLUTIONS:
             return is_plain(module, CONVOLUTIONS)
-        if isinstance(module, Empty):
-            return is_plain(module, (type(module),))
         zeros = module.padding_mode == "zeros" and is_plain(module, (type(module),))
         return zeros and padding_of(module, size) is not None
 

@@ -16,7 +16,6 @@ from amc.network.kinds.base import (
     own_numel,
     slice_own,
 )
-from amc.network.kinds.empty import Empty
 from amc.network.kinds.window import Size
 
 
@@ -54,7 +53,7 @@ class Linear(Kind):
         return (*input_shape[:-1], module.out_features)
 
     def by_its_weights(self, module: nn.Module, size: Size) -> bool:
-        return is_plain(module, (nn.Linear, type(module)) if isinstance(module, Empty) else (nn.Linear,))
+        return is_plain(module, (nn.Linear,))
 
     def folded(self, module: nn.Module, norm: nn.Module) -> nn.Module:
         assert isinstance(module, nn.Linear)
