@@ -23,8 +23,8 @@ from amc.registry import lookup
 from amc.repair.factors import Factoring
 from amc.repair.independent import GramMatrices, repair_independent
 from amc.spaces.base import Decision, Strategy
-from amc.spaces.repairing import RepairingSpace, RepairOptions
 from amc.spaces.depth import closure, that_may_go
+from amc.spaces.repairing import RepairingSpace, RepairOptions
 from amc.spaces.settling import miscount, settle
 from amc.surgery.cut import Cuts, cut, cuts_of
 from amc.surgery.verify import VerifiedGroup, cut_is_mask, verify_groups
@@ -267,9 +267,7 @@ def _less(spec: LayerSpec, macs: int, params: int) -> LayerSpec:
     """A layer that loses so much of what is of no kind."""
     if not macs and not params:
         return spec
-    return replace(
-        spec, fixed_macs=spec.fixed_macs - macs, fixed_params=spec.fixed_params - params
-    )
+    return replace(spec, fixed_macs=spec.fixed_macs - macs, fixed_params=spec.fixed_params - params)
 
 
 @lru_cache(maxsize=100_000)  # a walk asks for the same few again and again
