@@ -141,7 +141,8 @@ class Sampler:
         pixels, zeros = self._patches[key]
         patches = x.movedim(1, -1).flatten(0, -2).index_select(0, pixels)
         patches.index_fill_(0, zeros, 0.0)
-        return patches.unflatten(0, (-1, math.prod(window.kernel))).flatten(1)
+        rows: Tensor = patches.unflatten(0, (-1, math.prod(window.kernel))).flatten(1)
+        return rows
 
     def _where(
         self, layer: str, items: int, grid: tuple[int, ...], device: torch.device, first: int

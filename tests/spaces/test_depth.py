@@ -27,7 +27,7 @@ from amc.evaluate.prepare import prepared
 from amc.network.builtin import CifarResNet
 from amc.network.layers import evaluating, example_input
 from amc.network.trace import Network, trace
-from amc.search import search
+from amc.search import SearchResult, search
 from amc.spaces.bounding import Bounds
 from amc.spaces.channel import ChannelSpace
 from amc.spaces.mixed import MixedSpace
@@ -168,7 +168,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 WHOLE = {  # the decisions that have the choice 0
     "basic": {f"layer{stage}.0.conv1" for stage in (1, 2, 3)},
     "bottleneck": {"1.conv2", "2.conv2", "3.conv1"},
-    "inverted": {"1.0", "1.6.squeeze", "1.6.middle", "2.6.squeeze", "2.6.middle"},
+    "inverted": {"1.0", "1.6.middle", "2.6.middle"},
     "modern": {"1.up", "2.up"},
     "former": {f"{block}.{layer}" for block in (2, 3) for layer in ("q", "up")},
     "chain": set(),
@@ -238,7 +238,9 @@ def test_what_stays_is_the_shortcut_and_a_constant() -> None:
     smaller = cut(exact, cuts)
     image = example_input(exact, space.network.input_shape, batch=3)
     seen: list[Tensor] = []
-    smaller.get_submodule("1.norm3").register_forward_hook(lambda *call: seen.append(call[2]))
+    smaller.get_submodule("1.norm3").register_forward_hook(
+        lambda *call: seen.append(call[2].clone())
+    )
     with evaluating(smaller), evaluating(exact), masking(exact, cuts):
         assert torch.allclose(smaller(image), exact(image), rtol=1e-9)
     assert torch.equal(seen[0], seen[0][:1, :, :1, :1].expand_as(seen[0]))
@@ -257,7 +259,7 @@ def test_repair_solves_for_the_constant() -> None:
     assert all(tensor.isfinite().all() for tensor in independent.state_dict().values())
 
 
-@pytest.mark.parametrize("name", ["basic", "inverted", "former"])
+@pytest.mark.parametrize("name", ["inverted", "former"])
 def test_what_is_left_runs_everywhere(name: str) -> None:
     """Copies, prepared for speed, trained, and exported: no tensor of the file has no elements."""
     import onnx
@@ -278,9 +280,8 @@ def test_what_is_left_runs_everywhere(name: str) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in trained.parameters())
     content, parity = formats.as_onnx(model, images, {})
     assert parity.batch is None and parity.top1_agreement == 1
-    assert not any(
-        0 in tensor.dims for tensor in onnx.load_model_from_string(content).graph.initializer
-    )
+    tensors = onnx.load_model_from_string(content).graph.initializer
+    assert tensors and not any(0 in tensor.dims for tensor in tensors)
     assert formats.as_program(model, images)[1].batch is None
 
 
@@ -331,26 +332,30 @@ def test_curves_have_a_place_for_0() -> None:
     assert np.isfinite(losses).all() and (np.diff(losses) < 0).all()
 
 
-@pytest.mark.parametrize("agent", ["sensitivity", "genetic"])
-def test_a_search_takes_a_branch_whole_and_its_export_is_loaded(
-    agent: str, tmp_path: Path, digits: Dataset
-) -> None:
+def searched(agent: str, data: Dataset, out: Path, *more: str) -> SearchResult:
     """Within a budget that nothing else reaches."""
     config = config_of(
-        "space.depth=true",
-        "space.min_ratio=0.9",
-        "budget.ratio=0.6",
-        f"agent={agent}",
-        "agent.episodes=40",
-    )
+        "space.depth=true", "space.min_ratio=0.9", "budget.ratio=0.6", f"agent={agent}",
+        "agent.episodes=16", "evaluate.images=40", *more,
+    )  # fmt: skip
     torch.manual_seed(0)
-    model = CifarResNet(1, 10, digits.input_shape[0])
-    found = search(config, model=model, dataset=digits, out=tmp_path)
-    strategy = found.best["strategy"]
-    assert 0 in strategy.values()
+    model = CifarResNet(1, 3, data.input_shape[0], width=8)
+    found = search(config, model=model, dataset=data, out=out)
+    assert 0 in found.best["strategy"].values()
     assert found.best["cost_ratios"]["macs"] <= 0.6
-    assert not export(found)["failed_formats"]
-    wanted, loaded = found.problem.space.apply(strategy), load(found)
+    return found
+
+
+def test_sensitivity_measures_what_a_branch_is_worth(digits: Dataset, tmp_path: Path) -> None:
+    searched("sensitivity", digits, tmp_path, "agent.choices=1")
+
+
+def test_a_search_takes_a_branch_whole_and_its_export_is_loaded(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    found = searched("genetic", digits, tmp_path)
+    assert not export(found, ["onnx"])["failed_formats"]
+    wanted, loaded = found.problem.space.apply(found.best["strategy"]), load(found)
     images = example_input(wanted, digits.input_shape, batch=8)
     with evaluating(wanted), evaluating(loaded):
         assert torch.allclose(loaded(images), wanted(images), atol=1e-4)

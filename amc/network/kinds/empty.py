@@ -7,7 +7,6 @@ no inputs, the bias at every place; without outputs an empty tensor of the shape
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -40,10 +39,15 @@ class Empty(nn.Module):
         return _revived, (self.base, self.kind), self.__dict__
 
 
-@cache
+_CLASSES: dict[tuple[type[nn.Module], Kind], type[Empty]] = {}
+
+
 def _emptied(base: type[nn.Module], kind: Kind) -> type[Empty]:
-    named = {"__module__": base.__module__, "__qualname__": base.__qualname__}
-    return type(base.__name__, (Empty, base), {**named, "kind": kind, "base": base})
+    """One class for each; ``torch.fx`` takes it for what it was, by its module."""
+    if (base, kind) not in _CLASSES:
+        own = {"kind": kind, "base": base, "__module__": base.__module__}
+        _CLASSES[base, kind] = type(base.__name__, (Empty, base), own)
+    return _CLASSES[base, kind]
 
 
 def _revived(base: type[nn.Module], kind: Kind) -> nn.Module:
