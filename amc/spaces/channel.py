@@ -23,7 +23,7 @@ from amc.registry import lookup
 from amc.repair.factors import Factoring
 from amc.repair.independent import GramMatrices, repair_independent
 from amc.spaces.base import Decision, Strategy
-from amc.spaces.depth import closure, that_may_go
+from amc.spaces.depth import closure, that_may_go, widths_of
 from amc.spaces.repairing import RepairingSpace, RepairOptions
 from amc.spaces.settling import miscount, settle
 from amc.surgery.cut import Cuts, cut, cuts_of
@@ -74,7 +74,7 @@ class ChannelSpace(RepairingSpace):
         )
         self.left_alone.update(failures)
         self._verified = {item.group.name: item for item in verified}
-        self._closures: dict[tuple[tuple[str, ...], frozenset[str]], frozenset[str]] = {}
+        self._widths = widths_of(self.network)
         decisions = [self._decision(item.group) for item in verified]
         may_go = frozenset[str]()
         if self.options.depth:
@@ -185,18 +185,13 @@ class ChannelSpace(RepairingSpace):
     def _removed(self, strategy: Strategy) -> Iterator[tuple[Decision, int]]:
         """How many atoms of each decision go; all, of what is read by nobody any more."""
         gone = frozenset(name for name, choice in strategy.items() if not choice)
-        gone = self._closure(gone) if gone else gone
+        if gone:
+            groups = {d.name: self._group(d.name).group for d in self.decisions}
+            gone = closure(self._widths, groups, gone)
         for decision in self.decisions:
             group, whole = self._group(decision.name).group, decision.choices[-1]
             kept = strategy.get(decision.name, whole)
             yield decision, group.size if decision.name in gone else (whole - kept) // group.width
-
-    def _closure(self, gone: frozenset[str]) -> frozenset[str]:
-        names = tuple(decision.name for decision in self.decisions)
-        if (names, gone) not in self._closures:
-            groups = {name: self._verified[name].group for name in names}
-            self._closures[names, gone] = closure(self.network.model, groups, gone)
-        return self._closures[names, gone]
 
     def _ranked(self, group: ChannelGroup) -> list[int]:
         """The atoms of a group, the first to go first.

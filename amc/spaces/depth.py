@@ -29,49 +29,48 @@ _OUTPUT = ""  # of the network, among the layers that see something
 def that_may_go(network: Network, groups: Iterable[ChannelGroup]) -> frozenset[str]:
     """The names of the groups without which everything else still sees the image."""
     network = at_smallest_input(network)
-    whole = _seeing(network, None)
+    whole, widths = _seeing(network, None), widths_of(network)
     found = set()
     for group in groups:
-        dead = _only_for(network, _written_whole(network.model, [group]))
+        dead = _only_for(network, _written_whole(widths, [group]))
         if whole <= _seeing(network, group) | dead | set(group.consumers):
             found.add(group.name)
     return frozenset(found)
 
 
+def widths_of(network: Network) -> dict[str, int]:
+    """The output channels of every layer."""
+    return {spec.name: spec.out_channels for spec in network.table}
+
+
 def closure(
-    model: nn.Module, groups: Mapping[str, ChannelGroup], gone: Collection[str]
+    widths: Mapping[str, int], groups: Mapping[str, ChannelGroup], gone: Collection[str]
 ) -> frozenset[str]:
     """All groups that go when some do: also those that nobody reads any more, whose consumers have
     lost all their outputs.
 
     Args:
-        model: the untouched network.
-        groups: that may go, by name.
+        widths: see `widths_of`.
+        groups: that are decided, by name.
         gone: the names of those that go by themselves.
     """
     found = frozenset(gone)
     while True:
-        dead = _written_whole(model, [groups[name] for name in found])
+        dead = _written_whole(widths, [groups[name] for name in found])
         more = {n for n, one in groups.items() if one.consumers and dead.issuperset(one.consumers)}
         if more <= found:
             return found
         found |= more
 
 
-def _written_whole(model: nn.Module, groups: Iterable[ChannelGroup]) -> set[str]:
+def _written_whole(widths: Mapping[str, int], groups: Iterable[ChannelGroup]) -> set[str]:
     """The layers that mix channels all of whose outputs are in some groups."""
     written: dict[str, int] = defaultdict(int)
     for group in groups:
         for member in group.members:
             if member.side == "out" and member.layer in group.producers:
                 written[member.layer] += sum(map(len, member.channels))
-    return {name for name, count in written.items() if count == _outputs(model, name)}
-
-
-def _outputs(model: nn.Module, name: str) -> int:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return len(weight)
+    return {name for name, count in written.items() if count == widths[name]}
 
 
 def _only_for(network: Network, dead: set[str]) -> set[str]:

@@ -354,7 +354,7 @@ def test_a_search_takes_a_branch_whole_and_its_export_is_loaded(
     digits: Dataset, tmp_path: Path
 ) -> None:
     found = searched("genetic", digits, tmp_path)
-    assert not export(found, ["onnx"])["failed_formats"]
+    assert not export(found, ["safetensors", "onnx"])["failed_formats"]
     wanted, loaded = found.problem.space.apply(found.best["strategy"]), load(found)
     images = example_input(wanted, digits.input_shape, batch=8)
     with evaluating(wanted), evaluating(loaded):
