@@ -153,7 +153,8 @@ class Recorder(TorchDispatchMode):
         """Whether a module gets a row of the table: surgery knows it, or it holds parameters."""
         kind = kind_of(module)
         known = kind is not None and kind.name != "linked"
-        return known or own_numel(module) > 0 or hasattr(module, "parametrizations")
+        own = next(module.parameters(recurse=False), None)  # of no elements, too
+        return known or own is not None or hasattr(module, "parametrizations")
 
     def hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         """To be called before and after the forward of a layer."""

@@ -29,7 +29,8 @@ _OUTPUT = ""  # of the network, among the layers that see something
 def that_may_go(network: Network, groups: Iterable[ChannelGroup]) -> frozenset[str]:
     """The names of the groups without which everything else still sees the image."""
     network = at_smallest_input(network)
-    whole, widths = _seeing(network, None), widths_of(network)
+    # also where they do not: a head of zeros must not let everything go
+    whole, widths = _seeing(network, None) | {_OUTPUT}, widths_of(network)
     found = set()
     for group in groups:
         dead = _only_for(network, _written_whole(widths, [group]))
