@@ -17,6 +17,15 @@ Array = NDArray[np.float64]
 CUBIC = 4  # points that a cubic takes
 
 
+def places(ratios: Ratios | Sequence[float], among: Ratios | Sequence[float]) -> Array:
+    """The logarithms of keep ratios; of 0, where all of a branch goes, that of half of the smallest
+    other one of those that it is ``among``.
+    """
+    at = np.array(ratios)
+    least = min((one for one in among if one > 0), default=1.0)
+    return np.asarray(np.log(np.where(at > 0, at, least / 2)))
+
+
 @dataclass(frozen=True)
 class Curve:
     """The loss of one decision over its keep ratio, relative to the strategy that was measured
@@ -34,7 +43,8 @@ class Curve:
         if len(known) == 1:
             return np.where(np.isclose(at, known[0]), losses[0], np.inf)
         losses = IsotonicRegression(increasing=False).fit_transform(known, losses)
-        found = PchipInterpolator(np.log(known), losses)(np.log(at))
+        every = [*ratios, *known]
+        found = PchipInterpolator(places(known, every), losses)(places(at, every))
         inside = (at >= known[0] - 1e-9) & (at <= known[-1] + 1e-9)
         return np.asarray(np.where(inside, found, np.inf))
 
@@ -54,12 +64,13 @@ class Interaction:
         """At all pairs of some keep ratios, (first, second)."""
         if min(self.excess.shape) < 2:  # one of them has nothing to decide
             return np.zeros((len(first), len(second)))
-        grid = tuple(np.log(np.array(ratios)) for ratios in (self.first, self.second))
+        every = [[*self.first, *first], [*self.second, *second]]
+        grid = tuple(map(places, (self.first, self.second), every))
         method = "pchip" if min(self.excess.shape) >= CUBIC else "linear"
         between = RegularGridInterpolator(grid, self.excess, method=method)
         ends = [
-            np.clip(np.log(np.array(ratios)), axis[0], axis[-1])
-            for ratios, axis in zip((first, second), grid, strict=True)
+            np.clip(places(ratios, among), axis[0], axis[-1])
+            for ratios, among, axis in zip((first, second), every, grid, strict=True)
         ]
         return np.asarray(between(tuple(np.meshgrid(*ends, indexing="ij"))))
 
@@ -71,5 +82,6 @@ def spread(ratios: Ratios | Sequence[float], count: int) -> list[float]:
     below = [ratio for ratio in ratios if ratio < 1]
     if not below:
         return []
-    wanted = np.exp(np.linspace(np.log(below[0]), 0.0, count + 1)[:-1])
-    return sorted({below[int(np.argmin(np.abs(np.log(below) - np.log(one))))] for one in wanted})
+    at = places(below, ratios)
+    wanted = np.exp(np.linspace(at[0], 0.0, count + 1)[:-1])
+    return sorted({below[int(np.argmin(np.abs(at - np.log(one))))] for one in wanted})

@@ -113,6 +113,10 @@ class GeneticAgent(ProposingAgent):
         changed = self.generator.random(self.steps) < self.options.mutation
         changed[self.generator.integers(self.steps)] = True
         noise = self.generator.normal(0.0, self.options.spread, self.steps)
+        # what is gone comes back from where it went: half of the smallest other ratio
+        alive = (next(one for one in d.ratios if one) for d in self.space.decisions)
+        least = np.fromiter(alive, np.float64, self.steps) / 2
+        ratios = np.where(changed, np.maximum(ratios, least), ratios)
         return np.asarray(np.clip(ratios * np.exp(changed * noise), 0.0, 1.0))
 
     def _estimate(self, ratios: Ratios) -> float:

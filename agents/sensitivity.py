@@ -9,7 +9,7 @@ from itertools import pairwise, product
 from typing import Literal
 
 import numpy as np
-from amc.agents.curves import Array, Curve, Interaction, spread
+from amc.agents.curves import Array, Curve, Interaction, places, spread
 from amc.agents.knapsack import Losses, solve
 from amc.agents.proposing import EpisodeOptions, Exactly, ProposingAgent, Ratios
 from pydantic import Field
@@ -202,11 +202,11 @@ class SensitivityAgent(ProposingAgent):
     def _stepped(self, step: int, ratio: float, reach: float, sign: int) -> float:
         """The keep ratio a step down or up: at least the next one, where there is one."""
         own = list(self.bounds.decisions.values())[step].ratios
-        wanted = ratio * (1 - reach) ** -sign
+        wanted = places([ratio], own)[0] - sign * np.log(1 - reach)
         beyond = [one for one in own if (one - ratio) * sign > 0]
         if not beyond:
             return float(ratio)
-        return float(min(beyond, key=lambda one: abs(np.log(one / wanted))))
+        return float(beyond[int(np.argmin(np.abs(places(beyond, own) - wanted)))])
 
     def _within(self, now: Ratios, curves: Sequence[Curve], reach: float) -> Ratios:
         """The best strategy no decision of which is further than a step away."""

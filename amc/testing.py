@@ -249,7 +249,9 @@ def _check_reshapes(space: CompressionSpace) -> None:
 
     whole, layers = shapes(space.network.model), space.network.table.by_name
     for decision in space.decisions:
-        smaller = shapes(structure_of(space, {decision.name: decision.choices[0]}))
+        # at 0 others go, too: decisions, whose layers nothing keeps
+        least = next(choice for choice in decision.choices if choice)
+        smaller = shapes(structure_of(space, {decision.name: least}))
         changed = {
             key.rpartition(".")[0] for key, shape in whole.items() if smaller.get(key) != shape
         }

@@ -190,12 +190,13 @@ class LatencyModel:
         self._known: dict[LayerSpec, float] = {}
 
     def layer_ms(self, layer: LayerSpec) -> float:
-        """One convolution or linear layer with what is fused into it; 0 for any other.
+        """One convolution or linear layer with what is fused into it; 0 for any other, and for one
+        that has lost all its channels.
 
         Raises:
             UserError: the profile has no such layer.
         """
-        if layer.kind not in ("conv", "linear"):
+        if layer.kind not in ("conv", "linear") or not layer.macs:
             return 0.0
         if layer not in self._known:
             times = self.profile.by_family.get(Family.of(layer))

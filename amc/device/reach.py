@@ -26,7 +26,7 @@ def timed_layers(table: LayerTable) -> list[tuple[Family, int, int]]:
     return [
         (Family.of(layer), layer.in_channels, layer.out_channels)
         for layer in table
-        if layer.kind in ("conv", "linear")
+        if layer.kind in ("conv", "linear") and layer.macs  # one that has lost all computes nothing
     ]
 
 

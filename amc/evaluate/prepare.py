@@ -150,7 +150,7 @@ def _fold(model: nn.Module, network: Network) -> None:
         if first is None or second is None or not is_batchnorm(second):
             continue
         kind = kind_of(first)
-        if kind and (does_as_its_type(first) or type(first) is type(whole[name])):
+        if kind and (does_as_its_type(first) or isinstance(first, type(whole[name]))):
             replace_module(model, layer, kind.folded(first, second))
             replace_module(model, norm, nn.Identity())
 

@@ -137,7 +137,9 @@ class Recorder(TorchDispatchMode):
     def add(self, tensor: Tensor) -> None:
         """Note a buffer that is seen for the first time."""
         key = storage_key(tensor)
-        if key not in self._constant and key not in self.buffers and tensor.numel():
+        if not tensor.numel():
+            self._kept.append(tensor)
+        elif key not in self._constant and key not in self.buffers:
             element = 4 if tensor.is_floating_point() else tensor.element_size()
             size = tensor.untyped_storage().nbytes() // tensor.element_size() * element
             self.buffers[key] = _Buffer(size, self.step, self.step)
@@ -156,8 +158,9 @@ class Recorder(TorchDispatchMode):
     def is_row(module: nn.Module) -> bool:
         """Whether a module gets a row of the table: surgery knows it, or it holds parameters."""
         kind = kind_of(module)
-        known = kind is not None and kind.name == "channelwise"
-        return known or own_numel(module) > 0 or hasattr(module, "parametrizations")
+        known = kind is not None and kind.name != "linked"
+        own = next(module.parameters(recurse=False), None)  # of no elements, too
+        return known or own is not None or hasattr(module, "parametrizations")
 
     def hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         """To be called before and after the forward of a layer."""
@@ -283,10 +286,10 @@ class Recorder(TorchDispatchMode):
         return tuple(
             (layer, norm)
             for layer, norm, key in self._folds
-            if self.buffers[key].readers == 1
+            if is_batchnorm(modules[norm])
+            and self.buffers[key].readers == 1
             and self._calls[layer] == self._calls[norm] == 1
             and self._by_its_weights(modules[layer], sizes[layer])
-            and is_batchnorm(modules[norm])
         )
 
     @staticmethod

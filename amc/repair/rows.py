@@ -122,7 +122,7 @@ class Sampler:
         """
         rows = output.movedim(_kind(module).channel_dim, -1)
         where = self._where(layer, len(rows), tuple(rows.shape[1:-1]), rows.device, first)
-        return rows.reshape(-1, rows.shape[-1]).index_select(0, where)
+        return rows.flatten(0, -2).index_select(0, where)
 
     def inputs(self, layer: str, module: nn.Module, x: Tensor, first: int = 0) -> Tensor:
         """Rows (images * positions, kernel positions * in): the patches that those outputs are
@@ -139,9 +139,10 @@ class Sampler:
                 self._where(layer, len(x), window.grid, x.device, first)
             )
         pixels, zeros = self._patches[key]
-        patches = x.movedim(1, -1).reshape(-1, x.shape[1]).index_select(0, pixels)
+        patches = x.movedim(1, -1).flatten(0, -2).index_select(0, pixels)
         patches.index_fill_(0, zeros, 0.0)
-        return patches.view(-1, patches.shape[1] * math.prod(window.kernel))
+        rows: Tensor = patches.unflatten(0, (-1, math.prod(window.kernel))).flatten(1)
+        return rows
 
     def _where(
         self, layer: str, items: int, grid: tuple[int, ...], device: torch.device, first: int

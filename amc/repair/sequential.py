@@ -88,7 +88,7 @@ class SequentialRepair(Deferring):
     def close(self, item: Open, other: Tensor | None) -> None:
         cut = bool(self.cuts.get(item.layer, {}).get("in"))
         self._changed = self._changed or cut or item.layer in self.factorings
-        if self._changed:
+        if self._changed and item.output.numel():
             self._solve(item, other)
         item.output.set_(compute(item))  # type: ignore[call-overload]
 

@@ -202,7 +202,7 @@ class CompressionSpace(ABC):
         return None
 
     def decode(self, decision: Decision, ratio: float) -> int:
-        """The legal choice whose keep ratio is nearest to ``ratio`` in (0, 1]."""
+        """The legal choice whose keep ratio is nearest to ``ratio`` in [0, 1]."""
         return decision.choices[int(np.argmin(np.abs(np.array(decision.ratios) - ratio)))]
 
     def encode(self, decision: Decision, choice: int) -> float:

@@ -24,7 +24,7 @@ from amc.cost.cost import Metric
 from amc.spaces.base import CompressionSpace, Decision, Strategy
 
 DOMINATED = 0.01  # of what a decision can save at all
-SMALLEST = 1e-3  # a keep ratio that is scaled: one of 0 would stay 0
+SMALLEST = 1e-3  # a keep ratio that is scaled: one of 0 would stay 0 whatever the budget
 _PASSES = 3
 _NAMED = 3  # layers, where a budget cannot be reached
 
@@ -101,7 +101,7 @@ class Bounds:
 
     def scaled(self, ratios: Mapping[str, float]) -> dict[str, int]:
         """Given keep ratios, multiplied by a common factor as large as the budget allows; what
-        rounding leaves over goes to single steps, in order.
+        rounding leaves over goes to single steps, in order, of what is not gone whole.
 
         Args:
             ratios: decision -> keep ratio; as of `SMALLEST`, where it is less.
@@ -116,7 +116,7 @@ class Bounds:
         if not self.budget.allows(self.space.cost(strategy)):
             strategy = dict(self.floor)
         for name, choices in self.choices.items():
-            larger = [choice for choice in choices if choice > strategy[name]]
+            larger = [choice for choice in choices if choice > strategy[name] > 0]
             if larger and self.budget.allows(self.space.cost({**strategy, name: larger[0]})):
                 strategy[name] = larger[0]
         return strategy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -23,8 +23,9 @@ from amc.registry import lookup
 from amc.repair.factors import Factoring
 from amc.repair.independent import GramMatrices, repair_independent
 from amc.spaces.base import Decision, Strategy
+from amc.spaces.depth import closure, that_may_go, widths_of
 from amc.spaces.repairing import RepairingSpace, RepairOptions
-from amc.spaces.settling import miscount
+from amc.spaces.settling import miscount, settle
 from amc.surgery.cut import Cuts, cut, cuts_of
 from amc.surgery.verify import VerifiedGroup, cut_is_mask, verify_groups
 
@@ -36,6 +37,11 @@ class ChannelOptions(RepairOptions):
         True,
         description="also decide channels that several layers write (residual sums), as one "
         "decision a group",
+    )
+    depth: bool = Field(
+        False,
+        description="a residual branch may go whole: where that leaves the shortcut, its inner "
+        "width may be 0, too (a keep ratio below half of the smallest other one)",
     )
     criterion: str = Field("l1", description="which channels stay: `amc ls` names the criteria")
 
@@ -70,10 +76,43 @@ class ChannelSpace(RepairingSpace):
         for layer in {layer for item in verified for layer in item.fixed_macs}:
             self.left_alone.pop(layer, None)  # it shrinks with what it contains
         self._verified = {item.group.name: item for item in verified}
+        self._widths = widths_of(self.network)
         decisions = [self._decision(item.group) for item in verified]
-        decisions = [decision for decision in decisions if len(decision.choices) > 1]
+        may_go = frozenset[str]()
+        if self.options.depth:
+            may_go = that_may_go(self.network, (item.group for item in verified))
+        decisions = [d for d in decisions if len(d.choices) > 1 or d.name in may_go]
         self._order = {d.name: self._ranked(self._verified[d.name].group) for d in decisions}
-        return self._settled(decisions)
+        narrower = self._settled([d for d in decisions if len(d.choices) > 1])
+        settled = {decision.name for decision in narrower}
+        decisions = [d for d in decisions if d.name in settled or len(d.choices) == 1]
+        return self._deepened(decisions, may_go)
+
+    def _deepened(self, decisions: list[Decision], may_go: Collection[str]) -> list[Decision]:
+        """The decisions, and where that holds with 0 as a choice: while all others are whole, and
+        while they are as small as can be.
+        """
+        deeper = {
+            d.name: Decision(d.name, d.layers, (0, *d.choices))
+            for d in decisions
+            if d.name in may_go
+        }
+        for place in (-1, 0):
+            every = [deeper.get(d.name, d) for d in decisions]
+            others = {decision.name: decision.choices[place] for decision in decisions}
+
+            def why(
+                strategy: dict[str, int],
+                counted: bool,
+                every: list[Decision] = every,
+                others: dict[str, int] = others,
+            ) -> str | None:
+                return self._why_not_yet(every, {**others, **strategy}, counted)
+
+            held, _ = settle(list(deeper.values()), why, [(lambda decision: 0, True)])
+            deeper = {decision.name: decision for decision in held}
+        found = (deeper.get(decision.name, decision) for decision in decisions)
+        return [decision for decision in found if len(decision.choices) > 1]
 
     def _why_wrong(self, strategy: dict[str, int], counted: bool) -> str | None:
         cuts = self.cuts(strategy)
@@ -103,11 +142,8 @@ class ChannelSpace(RepairingSpace):
         lost = table.activations.bytes.copy()
         shrink: dict[str, list[int]] = {}
         macs, params = Counter[str](), Counter[str]()  # of layers of no kind, and of the rest
-        for decision in self.decisions:
+        for decision, atoms in self._removed(strategy):
             item = self._group(decision.name)
-            atoms = (
-                decision.choices[-1] - strategy.get(decision.name, decision.choices[-1])
-            ) // item.group.width
             if atoms:
                 lost -= atoms * item.buffer_bytes
                 for fixed, shares in ((macs, item.fixed_macs), (params, item.fixed_params)):
@@ -143,13 +179,21 @@ class ChannelSpace(RepairingSpace):
 
     def cuts(self, strategy: Strategy) -> Cuts:
         """Which channels of which layer a strategy removes."""
-        full = self.complete(strategy)
-        removed = []
+        return cuts_of(
+            (self._group(decision.name).group, self._order[decision.name][:atoms])
+            for decision, atoms in self._removed(self.complete(strategy))
+        )
+
+    def _removed(self, strategy: Strategy) -> Iterator[tuple[Decision, int]]:
+        """How many atoms of each decision go; all, of what is read by nobody any more."""
+        gone = frozenset(name for name, choice in strategy.items() if not choice)
+        if gone:
+            groups = {d.name: self._group(d.name).group for d in self.decisions}
+            gone = closure(self._widths, groups, gone)
         for decision in self.decisions:
-            group = self._group(decision.name).group
-            count = (decision.choices[-1] - full[decision.name]) // group.width
-            removed.append((group, self._order[decision.name][:count]))
-        return cuts_of(removed)
+            group, whole = self._group(decision.name).group, decision.choices[-1]
+            kept = strategy.get(decision.name, whole)
+            yield decision, group.size if decision.name in gone else (whole - kept) // group.width
 
     def _ranked(self, group: ChannelGroup) -> list[int]:
         """The atoms of a group, the first to go first.
@@ -229,5 +273,6 @@ def _shrunk(spec: LayerSpec, inputs: int, outputs: int) -> LayerSpec:
     if spec.kind == "channelwise":
         inputs = outputs
     if spec.groups > 1:
-        spec = replace(spec, groups=spec.groups - inputs // (spec.in_channels // spec.groups))
+        left = spec.groups - inputs // (spec.in_channels // spec.groups)
+        spec = replace(spec, groups=max(1, left))
     return spec.with_widths(spec.in_channels - inputs, spec.out_channels - outputs)

@@ -5,7 +5,7 @@ sweep.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -98,21 +98,23 @@ class RepairingSpace(CompressionSpace):
 
     def _settled(self, decisions: Sequence[Decision]) -> list[Decision]:
         """The decisions with which paper is metal; of the others ``left_alone`` has the reason."""
-
-        def why(strategy: dict[str, int], counted: bool) -> str | None:
-            self.__dict__["decisions"] = tuple(decisions)  # `resize` and `describe` ask for them
-            try:
-                return self._why_wrong(strategy, counted)
-            except Exception as error:
-                return f"it cannot be made smaller: {first_line(error)}"
-            finally:
-                del self.__dict__["decisions"]
-
-        found, gone = settle(decisions, why)
+        found, gone = settle(decisions, partial(self._why_not_yet, decisions))
         by_name = {decision.name: decision for decision in decisions}
         for name, reason in gone.items():
             self.left_alone.update(dict.fromkeys(by_name[name].layers, reason))
         return found
+
+    def _why_not_yet(
+        self, decisions: Sequence[Decision], strategy: dict[str, int], counted: bool
+    ) -> str | None:
+        """`_why_wrong`, or why it cannot be made, while the decisions are not settled."""
+        self.__dict__["decisions"] = tuple(decisions)  # `resize` and `describe` ask for them
+        try:
+            return self._why_wrong(strategy, counted)
+        except Exception as error:
+            return f"it cannot be made smaller: {first_line(error)}"
+        finally:
+            del self.__dict__["decisions"]
 
     def _why_wrong(self, strategy: dict[str, int], counted: bool) -> str | None:
         """Why a strategy does not make the network that it is said to make; with its costs, where

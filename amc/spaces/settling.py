@@ -38,10 +38,12 @@ costs are counted.
 """
 
 
-def settle(decisions: Sequence[Decision], why: Why) -> tuple[list[Decision], dict[str, str]]:
-    """The decisions that hold, and for the others (by name) the reason."""
+def settle(
+    decisions: Sequence[Decision], why: Why, choices: Sequence[tuple[Choose, bool]] = CHOICES
+) -> tuple[list[Decision], dict[str, str]]:
+    """The decisions that hold at some choices, and for the others (by name) the reason."""
     left, gone = list(decisions), dict[str, str]()
-    for choose, counted in CHOICES:
+    for choose, counted in choices:
 
         def wrong(
             some: Sequence[Decision], choose: Choose = choose, count: bool = counted

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from amc.network.copying import copied
 from amc.network.groups import ChannelGroup
 from amc.network.kinds import Kind, kind_of
+from amc.network.kinds.empty import empty
 from amc.network.kinds.parts import Side, cut_part
 
 Cuts = dict[str, dict[Side, list[int]]]
@@ -91,6 +93,8 @@ def _cut_module(module: nn.Module, sides: Mapping[Side, list[int]]) -> None:
         if kind is None:
             raise ValueError(f"a {type(module).__name__} cannot be cut")
         kind.cut(module, sides.get("in", []), sides.get("out", []))
+        if kind.name != "linked" and 0 in kind.widths(module):
+            empty(module, kind)
 
 
 @contextmanager
@@ -101,7 +105,10 @@ def masking(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> I
 
     def ignoring(kind: Kind, gone_in: list[int], gone_out: list[int]) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return kind.masked(module, inputs[0], gone_in, gone_out), *inputs[1:]
+            x, read = inputs[0], gone_out if kind.name == "channelwise" else gone_in
+            if len(read) == x.shape[kind.dim(module)]:
+                return torch.zeros_like(x), *inputs[1:]
+            return kind.masked(module, x, gone_in, gone_out), *inputs[1:]
 
         return hook
 

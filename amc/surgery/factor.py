@@ -109,7 +109,7 @@ def affordable(layer: LayerSpec, method: Method, ranks: Ranks, step: int = 1) ->
     whole stays so; one that is cut is a multiple of ``step``.
     """
     whole = full_ranks(method, layer)
-    if ranks == whole:
+    if ranks == whole or not layer.macs:
         return None
     if method != "tucker":
         limit = _break_even(

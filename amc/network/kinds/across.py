@@ -38,9 +38,9 @@ class Across(Kind):
 
     def dim(self, module: nn.Module) -> int:
         """Asked: at a single place, who is read with whom."""
-        if type(module) in (nn.LayerNorm, nn.RMSNorm):
-            return -1
         if _CHANNELS_AT not in vars(module):
+            if type(module) in (nn.LayerNorm, nn.RMSNorm):
+                return -1
             setattr(module, _CHANNELS_AT, 1 if _is_channels_first(module) else -1)
         return int(vars(module)[_CHANNELS_AT])
 
@@ -49,7 +49,7 @@ class Across(Kind):
         return width, width
 
     def facts(self, module: nn.Module) -> dict[str, Any]:
-        return {"per_channel_params": own_numel(module) // self.widths(module)[0]}
+        return {"per_channel_params": own_numel(module) // max(1, self.widths(module)[0])}
 
     def masked(
         self, module: nn.Module, x: Tensor, gone_in: list[int], gone_out: list[int]
@@ -66,6 +66,8 @@ class Across(Kind):
     def cut(self, module: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
         width = self.widths(module)[0]
         rows = kept(width, gone_out)
+        if not len(rows):
+            setattr(module, _CHANNELS_AT, self.dim(module))  # nobody can ask it any more
         slice_own(module, rows, width)
         _rescale(module, len(rows) / width)
         shape: Any = module.normalized_shape
@@ -85,7 +87,7 @@ class GroupNorm(Kind):
         return module.num_channels, module.num_channels
 
     def facts(self, module: nn.Module) -> dict[str, Any]:
-        return {"per_channel_params": own_numel(module) // self.widths(module)[0]}
+        return {"per_channel_params": own_numel(module) // max(1, self.widths(module)[0])}
 
     def ties(self, module: nn.Module) -> list[tuple[int, int]]:
         assert isinstance(module, nn.GroupNorm)
@@ -121,7 +123,7 @@ class GroupNorm(Kind):
         rows = kept(width, gone_out)
         slice_own(module, rows, width)
         module.num_channels, module.num_groups = len(rows), groups
-        _rescale(module, len(rows) / groups / each)
+        _rescale(module, len(rows) / max(1, groups) / each)
 
 
 class GlobalResponse(Kind):
@@ -135,7 +137,7 @@ class GlobalResponse(Kind):
         own = list(module.parameters(recurse=False))
         if len(own) != 2 or type(module) in _FAMILIAR or any(module.children()):
             return False
-        flat = [[size for size in tensor.shape if size > 1] for tensor in own]
+        flat = [[size for size in tensor.shape if size != 1] for tensor in own]
         if len(flat[0]) != 1 or flat[0] != flat[1]:
             return False
         if _CHANNELS_AT not in vars(module):
@@ -184,6 +186,8 @@ def _weight(module: nn.Module) -> Tensor:
 
 def _rescale(module: nn.Module, stays: float) -> None:
     """Make good that a part ``stays`` of the channels is left of what statistics are over."""
+    if not stays:
+        return
     weight = _weight(module)
     with torch.no_grad():
         weight /= math.sqrt(stays)

@@ -19,6 +19,7 @@ from amc.network.kinds.base import (
     own_numel,
     slice_own,
 )
+from amc.network.kinds.empty import Empty
 from amc.network.kinds.padding import padding_of
 from amc.network.kinds.window import Size, Window
 
@@ -63,14 +64,15 @@ class Convolution(Kind):
             "kernel": tuple(module.kernel_size),
             "stride": tuple(module.stride),
             "groups": module.groups,
-            "per_channel_params": extra // module.out_channels,
+            "per_channel_params": extra // max(1, module.out_channels),
         }
 
     def cut(self, module: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
         assert isinstance(module, nn.modules.conv._ConvNd)
         rows, columns = kept(module.out_channels, gone_out), kept(module.in_channels, gone_in)
         if module.groups > 1:
-            module.groups -= self._groups_lost(module, gone_in, gone_out)
+            left = module.groups - self._groups_lost(module, gone_in, gone_out)
+            module.groups = max(1, left)
         elif gone_in:
             keep_inputs(module, columns)
         slice_own(module, rows, module.out_channels)
@@ -114,7 +116,7 @@ class Convolution(Kind):
     @staticmethod
     def _padding(module: nn.Module, size: Size) -> tuple[Size, Size]:
         """What is put in front of an input of that size, and the size that it then has."""
-        if type(module) in CONVOLUTIONS:
+        if type(module) in CONVOLUTIONS or isinstance(module, Empty):
             # of the last axis first: front, back, ...
             both: Any = module._reversed_padding_repeated_twice
             before, after = tuple(both[::2][::-1]), tuple(both[1::2][::-1])

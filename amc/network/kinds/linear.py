@@ -35,7 +35,7 @@ class Linear(Kind):
     def facts(self, module: nn.Module) -> dict[str, Any]:
         assert isinstance(module, nn.Linear)
         extra = own_numel(module) - module.weight.numel()
-        return {"per_channel_params": extra // module.out_features}
+        return {"per_channel_params": extra // max(1, module.out_features)}
 
     def cut(self, module: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
         assert isinstance(module, nn.Linear)

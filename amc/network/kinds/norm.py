@@ -25,7 +25,7 @@ class ChannelNorm(Kind):
 
     def matches(self, module: nn.Module) -> bool:
         if isinstance(module, nn.PReLU):
-            return module.num_parameters > 1
+            return module.num_parameters != 1
         return isinstance(module, _NORMS) and not hasattr(module, "parametrizations")
 
     def widths(self, module: nn.Module) -> tuple[int, int]:

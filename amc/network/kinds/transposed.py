@@ -33,7 +33,8 @@ class TransposedConvolution(Convolution):
         assert isinstance(module, TRANSPOSED)
         rows, columns = kept(module.out_channels, gone_out), kept(module.in_channels, gone_in)
         if module.groups > 1:
-            module.groups -= self._groups_lost(module, gone_in, gone_out)
+            left = module.groups - self._groups_lost(module, gone_in, gone_out)
+            module.groups = max(1, left)
         else:
             keep_along(module, "weight", 1, rows)
         keep_along(module, "weight", 0, columns)
