@@ -21,7 +21,6 @@ from amc.network.attached import Atom, attach
 from amc.network.decoding import Mixing, decode
 from amc.network.kinds.parts import Side
 from amc.network.probe import Probe
-from amc.network.shrinking import at_smallest_input
 from amc.network.sites import NotApart
 from amc.network.trace import Network
 
@@ -73,7 +72,6 @@ def find_groups(network: Network, seed: int = 0) -> tuple[tuple[ChannelGroup, ..
     Raises:
         UserError: the network does not run on a batch of several images.
     """
-    network = at_smallest_input(network)
     alone, mixing = list[str](), set[str]()
     while True:  # once more for every layer that is not what it seemed
         probe = Probe(network, seed, alone, mixing)

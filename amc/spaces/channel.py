@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from amc.criteria import Criterion
 from amc.criteria.reconstruction import removal_losses
 from amc.errors import UserError, first_line
+from amc.network.asking import to_ask
 from amc.network.groups import ChannelGroup, find_groups
 from amc.network.layers import LayerSpec, LayerTable
 from amc.network.trace import trace
@@ -62,7 +63,8 @@ class ChannelSpace(RepairingSpace):
         self._criterion: Criterion = lookup("criterion", self.options.criterion)
         if self.calibration is None and self.options.criterion == "reconstruction":
             raise UserError("the reconstruction criterion needs calibration images")
-        groups, self.left_alone = find_groups(self.network)
+        asked = to_ask(self.network)
+        groups, self.left_alone = find_groups(asked)
         if not self.options.coupled:
             for group in [group for group in groups if group.coupled]:
                 self.left_alone.update(
@@ -70,7 +72,7 @@ class ChannelSpace(RepairingSpace):
                 )
             groups = tuple(group for group in groups if not group.coupled)
         verified, failures = verify_groups(
-            self.network, groups, partial(self.report, "verifying coupled channels")
+            self.network, groups, asked, partial(self.report, "verifying coupled channels")
         )
         self.left_alone.update(failures)
         for layer in {layer for item in verified for layer in item.fixed_macs}:
@@ -80,7 +82,7 @@ class ChannelSpace(RepairingSpace):
         decisions = [self._decision(item.group) for item in verified]
         may_go = frozenset[str]()
         if self.options.depth:
-            may_go = that_may_go(self.network, (item.group for item in verified))
+            may_go = that_may_go(asked, (item.group for item in verified))
         decisions = [d for d in decisions if len(d.choices) > 1 or d.name in may_go]
         self._order = {d.name: self._ranked(self._verified[d.name].group) for d in decisions}
         narrower = self._settled([d for d in decisions if len(d.choices) > 1])

@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_iter
 from amc.network.groups import ChannelGroup
 from amc.network.kinds import mixes
 from amc.network.layers import evaluating, example_input
-from amc.network.shrinking import at_smallest_input
 from amc.network.trace import Network
 from amc.surgery.cut import cuts_of, masking
 
@@ -27,8 +26,12 @@ _OUTPUT = ""  # of the network, among the layers that see something
 
 
 def that_may_go(network: Network, groups: Iterable[ChannelGroup]) -> frozenset[str]:
-    """The names of the groups without which everything else still sees the image."""
-    network = at_smallest_input(network)
+    """The names of the groups without which everything else still sees the image.
+
+    Args:
+        network: as it is asked (`amc.network.asking`).
+        groups: of its channels.
+    """
     # also where they do not: a head of zeros must not let everything go
     whole, widths = _seeing(network, None) | {_OUTPUT}, widths_of(network)
     found = set()

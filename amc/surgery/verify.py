@@ -22,7 +22,6 @@ from amc.errors import first_line
 from amc.network.copying import copied
 from amc.network.groups import ChannelGroup
 from amc.network.layers import IntArray, LayerTable, evaluating, example_input
-from amc.network.shrinking import at_smallest_input
 from amc.network.trace import Network
 from amc.surgery.adapting import adapted, merged
 from amc.surgery.cut import Cuts, cut, cuts_of, masking
@@ -48,10 +47,18 @@ _DIFFERS = "cutting it is not the same as masking it"
 def verify_groups(
     network: Network,
     groups: tuple[ChannelGroup, ...],
+    asked: Network,
     progress: Progress = lambda done, total: None,
 ) -> tuple[tuple[VerifiedGroup, ...], dict[str, str]]:
-    """The groups whose cut equals their mask, and for the other producers the reason."""
-    verifier = _Verifier(network)
+    """The groups whose cut equals their mask, and for the other producers the reason.
+
+    Args:
+        network: whose costs are told.
+        groups: of its channels.
+        asked: the same network, as it is asked (`amc.network.asking`).
+        progress: of it.
+    """
+    verifier = _Verifier(network, asked)
     verified, failures = [], dict[str, str]()
     for done, group in enumerate(groups):
         found = verifier.likely(group) if group.size > 1 else "it has a single channel"
@@ -83,9 +90,9 @@ def verify_groups(
 class _Verifier:
     """Cuts groups of one network."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, asked: Network) -> None:
         self.network = network
-        self.small = at_smallest_input(network)
+        self.asked = asked
         self.paper = Paper.of(network)
 
     def run(self, group: ChannelGroup) -> VerifiedGroup | str:
@@ -119,7 +126,7 @@ class _Verifier:
     def _is_mask(self, items: Sequence[VerifiedGroup]) -> bool:
         cuts = cuts_of([(item.group, _half(item.group)) for item in items])
         try:
-            return cut_is_mask(self.small, cut(self.network.model, cuts), cuts)
+            return cut_is_mask(self.asked, cut(self.asked.model, cuts), cuts)
         except Exception:
             return False
 

@@ -12,12 +12,12 @@ from parts import PARTS, SHAPE, Block, Either, FusedHeads, Plain, Response, Toke
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from amc.network.asking import at_smallest_input, to_ask
 from amc.network.decoding import Mixing
 from amc.network.groups import find_groups
 from amc.network.kinds import kind_of
 from amc.network.kinds.across import Across, GlobalResponse
 from amc.network.layers import example_input
-from amc.network.shrinking import at_smallest_input
 from amc.network.trace import Network
 from amc.spaces.channel import ChannelSpace
 from amc.surgery.cut import cut, masking
@@ -196,3 +196,26 @@ def test_heads_are_not_coupled_but_the_residual_stream_is() -> None:
     names = {decision.name for decision in space.decisions}
     assert names == {"blocks.0.attention.query", "blocks.0.wide"}
     assert "coupled" in space.left_alone["patches"]
+
+
+def test_what_hides_is_lifted_before_a_network_is_asked() -> None:
+    """A scale of 1e-6 lets no change behind it be seen, and a fresh one of zero lets nothing pass:
+    the same is decided all the same, and the network itself stays as it is.
+    """
+    for value in (1e-6, 0.0):
+        model = part("convnext")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "gamma" in name:
+                    parameter.fill_(value)
+        network = Network.of(model, SHAPE)
+        before = {key: tensor.clone() for key, tensor in network.model.state_dict().items()}
+        space = ChannelSpace(network, {"repair": "none"})
+        assert {decision.name for decision in space.decisions} == PARTS["convnext"][1]
+        for key, tensor in network.model.state_dict().items():
+            assert torch.equal(tensor, before[key])
+    loud = Network.of(part("convnext"), SHAPE)
+    with torch.no_grad():
+        for parameter in loud.model.parameters():
+            parameter.copy_(torch.ones_like(parameter))
+    assert to_ask(loud).model is loud.model

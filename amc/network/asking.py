@@ -1,4 +1,6 @@
-"""The smallest input at which a network shows what it is: asking it there takes less time."""
+"""A network as it is asked what can be cut of it: at the smallest input at which it shows what it
+is, which takes less time, and with values that hide nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,16 @@ from dataclasses import replace
 
 from amc.errors import UserError
 from amc.network.layers import LayerTable
+from amc.network.revealing import revealed
 from amc.network.trace import Network, trace
 
 _SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _LEAST = 2  # places of a map, in each direction: fewer hide what is between them
+
+
+def to_ask(network: Network) -> Network:
+    """See this module."""
+    return revealed(at_smallest_input(network))
 
 
 def at_smallest_input(network: Network) -> Network:
