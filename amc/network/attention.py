@@ -42,9 +42,9 @@ def attend(
     Returns:
         what each query is told, and the weights.
     """
-    if not need_weights:
+    if mask is None and not need_weights:  # with a mask, exporters get its layout wrong
         done = F.scaled_dot_product_attention(
-            query, key, value, mask, dropout, is_causal, scale=scale
+            query, key, value, None, dropout, is_causal, scale=scale
         )
         return done, None
     scale = query.shape[-1] ** -0.5 if scale is None else scale
