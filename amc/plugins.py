@@ -129,8 +129,10 @@ def _origin(name: str, path: str, kind: str) -> str:
 def _spec(name: str, places: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
+        if find is None:
+            continue
         try:
-            spec = None if find is None else find(name, places, None)
+            spec = find(name, places, None)
         except KeyError:  # a folder in a folder, neither a package: it asks for the outer's module
             spec = find(name.rpartition(".")[2], places, None)
         if spec is not None:
