@@ -9,6 +9,7 @@ from safetensors.torch import save
 
 from amc.base import weights_file
 from amc.files import sha256
+from amc.network.rewriting import restored
 from amc.problem import Problem
 from amc.registry import lookup
 from amc.runs import names
@@ -24,7 +25,7 @@ def files_of(problem: Problem, from_python: bool, policy: Policy | None) -> dict
     if problem.device is not None:
         files[names.DEVICE] = problem.device.to_yaml().encode()
     if from_python or weights_file(problem.config) is None:
-        files[names.BASE] = save(plain(problem.network.model))
+        files[names.BASE] = save(plain(restored(problem.network.model)))
     if policy is not None:
         files[names.POLICY] = policy.to_bytes()
     return files

@@ -27,6 +27,7 @@ from amc.errors import UserError, whole_number
 from amc.evaluate.evaluator import Evaluator
 from amc.files import check_same, folder_name, write_bytes
 from amc.kept import files_of, provenance_of
+from amc.network.rewriting import restored
 from amc.parallel.measurers import LocalMeasurers, RayMeasurers
 from amc.plugins import allow, users_code
 from amc.problem import Problem, check_trained
@@ -181,7 +182,7 @@ def open_problem(
             return run.run, run.problem
         dataset = run.problem.dataset
         if run.problem.config.model is None:
-            model = copy.deepcopy(run.problem.network.model)
+            model = restored(run.problem.network.model)
         path = run.run.path
     else:
         path = Path(run)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -98,7 +99,8 @@ class Amc:
         for index, decision in enumerate(decisions):
             first = layers[decision.layers[0]]
             macs = sum(layers[name].macs for name in decision.layers)
-            size = (*first.input_size, first.stride[0], first.kernel[0], macs)
+            height, *others = first.input_size
+            size = (height, prod(others), first.stride[0], first.kernel[0], macs)
             row = (index, first.out_channels, first.in_channels, *size)
             rows.append((kinds.index(decision.kind), *row) if len(kinds) > 1 else row)
         raw = np.array(rows, dtype=np.float64)

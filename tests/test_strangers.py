@@ -84,7 +84,7 @@ def test_layers_that_cannot_be_changed_are_named_with_the_reason() -> None:
     reasons = {
         "parametrised": ("middle.0", "computed from others"),
         "tied": ("middle.0", "'middle.0', 'middle.2' hold the same ones"),
-        "transposed": ("middle", "a ConvTranspose2d is of no kind"),
+        "functional": ("middle", "a Do is of no kind"),
         "depends on its width": ("middle.conv", "at some widths"),
     }
     for name, (layer, why) in reasons.items():

@@ -60,7 +60,7 @@ def uneven(model: nn.Module) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor, low, high in (
                 (module.running_mean, -0.3, 0.3),
                 (module.running_var, 0.5, 2.0),

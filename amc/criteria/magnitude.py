@@ -8,6 +8,7 @@ from torch import Tensor
 from amc.network.groups import ChannelGroup
 from amc.network.trace import Network
 from amc.repair.independent import GramMatrices
+from amc.repair.rows import weight_of
 
 
 def l1(group: ChannelGroup, network: Network, grams: GramMatrices | None = None) -> Tensor:
@@ -20,7 +21,7 @@ def l1(group: ChannelGroup, network: Network, grams: GramMatrices | None = None)
     scores = torch.zeros(group.size, dtype=torch.float64, device="cpu")
     for member in group.members:
         if member.side == "in" and member.layer in group.consumers:
-            weight = network.model.get_submodule(member.layer).weight.detach().double()  # type: ignore[operator]
+            weight = weight_of(network.model.get_submodule(member.layer)).detach().double()
             norms = weight.abs().transpose(0, 1).flatten(1).sum(1).cpu()
             atoms = torch.stack([norms[list(channels)].sum() for channels in member.channels])
             scores += atoms / norms.sum().clamp_min(1e-30)

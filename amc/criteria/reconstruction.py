@@ -12,7 +12,7 @@ from amc.network.groups import ChannelGroup
 from amc.network.trace import Network
 from amc.repair.independent import GramMatrices
 from amc.repair.regression import RIDGE, centred
-from amc.repair.rows import columns_of, flat_weight
+from amc.repair.rows import columns_of, flat_weight, weight_of
 
 
 def reconstruction(
@@ -82,7 +82,7 @@ class _Consumer:
     ) -> None:
         module = network.model.get_submodule(layer)
         self.weight = flat_weight(module).T.clone()  # (k, out)
-        width = int(module.weight.shape[1])  # type: ignore[index]
+        width = weight_of(module).shape[1]
         positions = len(self.weight) // width
         gram = grams[layer]
         every = torch.tensor([one for atom in channels for one in atom], device=gram.device)

@@ -210,6 +210,7 @@ def _description(
         "space": problem.config.space["name"],
         "strategy": best["strategy"],
         "structure": problem.space.describe(best["strategy"]),
+        "rewritten": dict(problem.network.rewritten),
         "finetuned": tuned is not None,
         "run": run.path.name,
     }

@@ -16,6 +16,7 @@ from amc.files import check_same
 from amc.network.checkpoints import shapes_of
 from amc.network.copying import copied, unwrapped
 from amc.network.models import build_model, is_known, load_weights
+from amc.network.rewriting import rewrite
 from amc.plugins import allow, users_code
 from amc.randomness import own_randomness
 from amc.reading import damaged, read_json
@@ -39,6 +40,7 @@ class Description(Record):
     space: str
     strategy: dict[str, int]
     structure: dict[str, Any]
+    rewritten: dict[str, str] = Field(default_factory=dict)  # `amc.network.rewriting`
     finetuned: bool = False
     run: str | None = None
     weights_sha256: str | None = None
@@ -126,5 +128,7 @@ def _original(description: Description, folder: Path) -> nn.Module:
 def _rebuilt(model: nn.Module, description: Description, folder: Path) -> nn.Module:
     space = lookup("space", description.space)
     with damaged(folder / names.STRATEGY):
-        rebuilt: nn.Module = space.rebuild(model, description.structure)
+        own = copied(model)
+        rewrite(own, description.rewritten)
+        rebuilt: nn.Module = space.rebuild(own, description.structure)
     return rebuilt.to(getattr(torch, description.dtype))

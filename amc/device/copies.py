@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,16 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+_POOLS: tuple[Callable[..., Tensor], ...] = (
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
 class Copies(nn.Module):
     """Copies of one layer, beside each other on one input, each as it runs inside a network.
 
@@ -49,7 +60,7 @@ class Copies(nn.Module):
         for layer in self.layers:
             y = layer(x)
             if not self.sums_first:
-                y = F.adaptive_avg_pool2d(self._activated(y), 1)
+                y = _POOLS[y.dim() - 3](self._activated(y), 1)
             total = y if total is None else y + total
             if self.sums_first:
                 total = self._activated(total)
@@ -69,16 +80,33 @@ def _layer(family: Family, pair: Pair) -> nn.Module:
         linear = nn.Linear(*pair)
         plain = family.input_size == (1, 1)
         return nn.Sequential(linear, nn.BatchNorm1d(pair[1])) if norm and plain else linear
-    groups, padding = family.groups(pair[0]), _padding(family)
-    conv = nn.Conv2d(*pair, family.kernel, family.stride, padding, groups=groups, bias=not norm)
-    return nn.Sequential(conv, nn.BatchNorm2d(pair[1])) if norm else conv
+    axes = len(family.kernel) - 1
+    given: Any = (*pair, family.kernel, family.stride, _padding(family))
+    more: dict[str, Any] = {"groups": family.groups(pair[0]), "bias": not norm}
+    if family.kind == "transposed conv":
+        more["output_padding"] = _output_padding(family)
+        conv: nn.Module = _TRANSPOSED[axes](*given, **more)
+    else:
+        conv = _CONVOLUTIONS[axes](*given, **more)
+    return nn.Sequential(conv, _NORMS[axes](pair[1])) if norm else conv
 
 
-def _padding(family: Family) -> Pair:
+def _padding(family: Family) -> tuple[int, ...]:
     """The padding that gives the output its size."""
-    sizes = zip(family.input_size, family.output_size, family.kernel, family.stride, strict=True)
-    height, width = (max(0, -(-((o - 1) * s + k - i) // 2)) for i, o, k, s in sizes)
-    return height, width
+    small, large = family.input_size, family.output_size
+    if family.kind == "conv":
+        small, large = large, small
+    sizes = zip(small, large, family.kernel, family.stride, strict=True)
+    return tuple(max(0, -(-((i - 1) * s + k - o) // 2)) for i, o, k, s in sizes)
+
+
+def _output_padding(family: Family) -> tuple[int, ...]:
+    """Of a transposed convolution, with that padding. A dilated one is timed as a plain one with
+    the same input.
+    """
+    sides = (family.input_size, family.output_size, family.kernel, family.stride, _padding(family))
+    sizes = zip(*sides, strict=True)
+    return tuple(min(s - 1, max(0, o - (i - 1) * s - k + 2 * p)) for i, o, k, s, p in sizes)
 
 
 def layer_input(family: Family, in_channels: int, batch: int) -> Tensor:
@@ -94,6 +122,8 @@ def layer_input(family: Family, in_channels: int, batch: int) -> Tensor:
             for i, need, s in zip(family.input_size, least, family.stride, strict=True)
         )
         shape = (*shape, *(family.input_size if fits else least))
+    elif family.kind == "transposed conv":
+        shape = (*shape, *family.input_size)
     elif family.input_size != (1, 1):
         shape = (batch, family.input_size[0] * family.input_size[1], in_channels)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -29,11 +29,11 @@ class Facts(BaseModel):
 class Family(Facts):
     """What all layers have in common that differ in their channels only."""
 
-    kind: Literal["conv", "linear"]
-    kernel: tuple[Count, Count]
-    stride: tuple[Count, Count]
-    input_size: tuple[Count, Count]
-    output_size: tuple[Count, Count]
+    kind: Literal["conv", "transposed conv", "linear"]
+    kernel: tuple[Count, ...]
+    stride: tuple[Count, ...]
+    input_size: tuple[Count, ...]
+    output_size: tuple[Count, ...]
     group: tuple[Count, Count] | None = None  # channels in and out of one group; None: ungrouped
     followed_by: str = ""  # what the runtime may compute with it: "batchnorm+relu"
 
@@ -43,7 +43,7 @@ class Family(Facts):
         if layer.groups > 1:
             group = (layer.in_channels // layer.groups, layer.out_channels // layer.groups)
         return cls(
-            kind=layer.kind,
+            kind="transposed conv" if layer.transposed else layer.kind,
             kernel=layer.kernel,
             stride=layer.stride,
             input_size=layer.input_size,
@@ -62,8 +62,8 @@ class Family(Facts):
         return self.groups(in_channels) * self.group[1]
 
     def __str__(self) -> str:
-        sizes = [f"{height}x{width}" for height, width in (self.input_size, self.output_size)]
-        shape = f"{self.kernel[0]}x{self.kernel[1]} " if self.kind == "conv" else ""
+        sizes = ["x".join(map(str, size)) for size in (self.input_size, self.output_size)]
+        shape = "" if self.kind == "linear" else f"{'x'.join(map(str, self.kernel))} "
         group = "" if self.group is None else f", groups of {self.group[0]} to {self.group[1]}"
         return f"{shape}{self.kind} {sizes[0]} to {sizes[1]}{group}, {self.followed_by or 'alone'}"
 

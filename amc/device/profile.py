@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -219,7 +220,7 @@ def converted_mb(family: Family, in_channels: int, block: int) -> float:
     """Megabytes of a convolution's input (one image), where it does not fill whole blocks."""
     if family.kind != "conv" or in_channels % block == 0:
         return 0.0
-    return 4e-6 * in_channels * family.input_size[0] * family.input_size[1]
+    return 4e-6 * in_channels * prod(family.input_size)
 
 
 def devices() -> list[str]:

@@ -8,16 +8,15 @@ network so prepared gives, on real images, what its own module gives when it is 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from amc.errors import UserError
 from amc.evaluate.fusion import fused
 from amc.network.copying import copied
-from amc.network.kinds import does_as_its_type, is_batchnorm
+from amc.network.kinds import does_as_its_type, is_batchnorm, kind_of
 from amc.network.layers import evaluating, example_input
 from amc.network.trace import Network
 from amc.surgery.cut import replace_module
@@ -92,7 +91,7 @@ def trust(network: Network, images: Tensor) -> None:
         network: the untouched network.
         images: real ones (n, C, H, W), normalised.
     """
-    last = network.memory_format == torch.channels_last
+    last = len(network.input_shape) != 3 or network.memory_format == torch.channels_last
     network.trusted.steps = len(STEPS) - 1 if last else 0
     network.trusted.note = "" if last else f"channels-last memory does not suit it: {STEPS[0]}"
     confirmed(network.model, network, images)
@@ -131,28 +130,28 @@ def _agree(model: nn.Module, network: Network, steps: int, images: Tensor) -> bo
 
 def _prepared(model: nn.Module, network: Network, steps: int, dtype: torch.dtype) -> Prepared:
     fast = copied(model).eval().to(network.place)
-    layout = torch.channels_last if steps >= 1 else torch.contiguous_format
+    layout = network.memory_format if steps >= 1 else torch.contiguous_format
     if steps >= 2:
         _fold(fast, network)
-    if steps >= 1:
-        fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if layout == torch.channels_last:
+        fast = fast.to(memory_format=layout)  # type: ignore[call-overload]
     if steps >= 3 and (dtype == FP32 or fuses_bf16()):
         example = example_input(fast, network.input_shape, batch=2)
-        fast = fused(fast, example.contiguous(memory_format=torch.channels_last))
+        fast = fused(fast, example.contiguous(memory_format=layout))
     return Prepared(fast.to(dtype), dtype, layout).eval()
 
 
 def _fold(model: nn.Module, network: Network) -> None:
     """BatchNorms into the layers before them, in place, where that is one to one."""
-    modules = dict(model.named_modules())
+    modules, whole = dict(model.named_modules()), dict(network.model.named_modules())
     for name, norm in network.table.folds:
         layer = last_part(modules, name)
         first, second = modules.get(layer), modules.get(norm)
         if first is None or second is None or not is_batchnorm(second):
             continue
-        if does_as_its_type(first):
-            fuse: Any = fuse_conv_bn_eval if first.weight.dim() == 4 else fuse_linear_bn_eval
-            replace_module(model, layer, fuse(first, second))
+        kind = kind_of(first)
+        if kind and (does_as_its_type(first) or type(first) is type(whole[name])):
+            replace_module(model, layer, kind.folded(first, second))
             replace_module(model, norm, nn.Identity())
 
 

@@ -1,7 +1,8 @@
 """Coupled channels: which channels of which layers can only be removed together.
 
 `amc.network.probe` asks the network which producer channel reaches which consumer channel. Here the
-connected components of these pairs become atoms, and atoms with the same members one group.
+connected components of these pairs become atoms, the entries of tensors that go with them are added
+(`amc.network.attached`), and atoms with the same members become one group.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from amc.network.attached import Atom, attach
+from amc.network.decoding import Mixing, decode
+from amc.network.kinds.parts import Side
 from amc.network.probe import Probe
+from amc.network.shrinking import at_smallest_input
 from amc.network.sites import NotApart
 from amc.network.trace import Network
-
-Side = Literal["in", "out"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One side of one layer in a group: ``channels[a]`` are its channels in atom ``a``."""
+    """One side of one layer or module in a group: ``channels[a]`` are its channels (or entries of
+    its tensor, `amc.network.kinds.parts`) in atom ``a``.
+    """
 
     layer: str
     side: Side
@@ -67,23 +72,27 @@ def find_groups(network: Network, seed: int = 0) -> tuple[tuple[ChannelGroup, ..
     Raises:
         UserError: the network does not run on a batch of several images.
     """
-    alone: list[str] = []
-    while True:  # once more for every layer that does not keep images apart
-        probe = Probe(network, seed, alone)
+    network = at_smallest_input(network)
+    alone, mixing = list[str](), set[str]()
+    while True:  # once more for every layer that is not what it seemed
+        probe = Probe(network, seed, alone, mixing)
         try:
             with probe.installed():
                 probe.record()
-                reach = probe.reach()
-                for producers in probe.passes(reach):
-                    probe.decode(producers)
+                decode(probe, probe.reach())
+                atoms = _atoms(probe)
+                attach(probe, [atom for atom in atoms if _is_decided(probe, atom)])
         except NotApart as error:
             alone.append(error.site)
             continue
-        return _assemble(probe)
+        except Mixing as error:
+            mixing |= error.sites
+            continue
+        return _groups(probe, atoms)
 
 
-def _assemble(probe: Probe) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
-    """Atoms from edges, groups from atoms."""
+def _atoms(probe: Probe) -> list[Atom]:
+    """The connected components of the edges."""
     offsets: dict[tuple[str, Side], int] = {}
     total = 0
     for site in probe.sites.values():
@@ -100,23 +109,35 @@ def _assemble(probe: Probe) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
             (offsets[name, "in"] + i, offsets[name, "out"] + o)
             for i, o in probe.sites[name].links()
         ]
+    for site in probe.sites.values():
+        start = offsets[site.name, "out"]
+        pairs += [(start + one, start + other) for one, other in site.ties()]
     left, right = zip(*pairs, strict=True) if pairs else ((), ())
     graph = coo_matrix((np.ones(len(pairs)), (left, right)), shape=(total, total))
     _, labels = connected_components(graph, directed=False)
-    atoms: dict[int, dict[tuple[str, Side], list[int]]] = defaultdict(lambda: defaultdict(list))
+    atoms: dict[int, Atom] = defaultdict(lambda: defaultdict(list))
     for (name, side), start in offsets.items():
         site = probe.sites[name]
         for channel in range(site.out_channels if side == "out" else site.in_channels):
             atoms[labels[start + channel]][name, side].append(channel)
-    return _groups(probe, list(atoms.values()))
+    return list(atoms.values())
+
+
+def _is_decided(probe: Probe, atom: Atom) -> bool:
+    """Whether a layer that mixes writes the channels of an atom, another one reads them, and none
+    of its writers is left alone.
+    """
+    mixing = [side for n, side in atom if n in probe.sites and probe.sites[n].mixes]
+    blocked = any(side == "out" and n in probe.blocked for n, side in atom)
+    return not blocked and "out" in mixing and "in" in mixing
 
 
 def _groups(
-    probe: Probe, atoms: list[dict[tuple[str, Side], list[int]]]
+    probe: Probe, atoms: list[Atom]
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     rank = {name: index for index, name in enumerate(probe.order)}
     reasons = dict(probe.blocked)
-    by_signature: dict[tuple[Any, ...], list[dict[tuple[str, Side], list[int]]]] = defaultdict(list)
+    by_signature: dict[tuple[Any, ...], list[Atom]] = defaultdict(list)
     for atom in atoms:
         writers = [n for n, side in atom if side == "out" and not probe.sites[n].channelwise]
         blocked = next((probe.blocked[n] for n in writers if n in probe.blocked), None)
@@ -124,16 +145,14 @@ def _groups(
             for name in writers:
                 reasons.setdefault(name, blocked)
             continue
-        producers = [n for n in writers if probe.sites[n].mixes]
-        consumers = [n for n, side in atom if side == "in" and probe.sites[n].mixes]
-        if producers and consumers:
-            by_signature[tuple(sorted((n, side, len(c)) for (n, side), c in atom.items()))].append(
-                atom
-            )
+        if _is_decided(probe, atom):
+            signature = tuple(sorted((n, side, len(c)) for (n, side), c in atom.items()))
+            by_signature[signature].append(atom)
     counts: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
     groups = []
     for signature, same in by_signature.items():
-        mixing = {(n, side) for n, side, _ in signature if probe.sites[n].mixes}
+        sides = {(n, side) for n, side, _ in signature if side in ("in", "out")}
+        mixing = {(n, side) for n, side in sides if probe.sites[n].mixes}
         producers = sorted((n for n, side in mixing if side == "out"), key=rank.__getitem__)
         consumers = sorted((n for n, side in mixing if side == "in"), key=rank.__getitem__)
         number = next(counts[producers[0]])

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -37,11 +38,11 @@ class LayerSpec:
     kind: KindName
     in_channels: int
     out_channels: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
+    kernel: tuple[int, ...] = (1, 1)  # as many numbers as a convolution has axes; else two
+    stride: tuple[int, ...] = (1, 1)
     groups: int = 1
-    input_size: tuple[int, int] = (1, 1)  # height, width
-    output_size: tuple[int, int] = (1, 1)
+    input_size: tuple[int, ...] = (1, 1)  # height, width; or length; or depth, height, width
+    output_size: tuple[int, ...] = (1, 1)
     per_channel_params: int = 0  # bias, or gamma and beta
     fixed_params: int = 0  # of kind "other"
     fixed_macs: int = 0  # likewise
@@ -51,14 +52,15 @@ class LayerSpec:
     )
     step: int = 0  # which operation of the forward pass computed it
     followed_by: str = ""  # what a runtime may compute with it: "batchnorm+relu"
+    transposed: bool = False  # a transposed convolution, which multiplies at input positions
 
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates for one image. 1 MAC = 2 FLOPs; biases and normalisation are not
         counted.
         """
-        positions = self.repeats * self.output_size[0] * self.output_size[1]
-        return positions * self._weights + self.fixed_macs
+        positions = prod(self.input_size if self.transposed else self.output_size)
+        return self.repeats * positions * self._weights + self.fixed_macs
 
     @cached_property
     def params(self) -> int:
@@ -70,9 +72,7 @@ class LayerSpec:
     def _weights(self) -> int:
         if self.kind not in ("conv", "linear"):
             return 0
-        return (
-            self.out_channels * (self.in_channels // self.groups) * self.kernel[0] * self.kernel[1]
-        )
+        return self.out_channels * (self.in_channels // self.groups) * prod(self.kernel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class Activations:
             for at, step in zip(steps + before[:-1], steps, strict=True)
             for i, p in enumerate(parts[step][:-1])
         ]
-        sizes = [4 * p.out_channels * p.output_size[0] * p.output_size[1] for _, p in inner]
+        sizes = [4 * p.out_channels * prod(p.output_size) for _, p in inner]
         at = np.array([step for step, _ in inner], dtype=np.int64)
         return Activations(
             np.concatenate([self.bytes, np.array(sizes, dtype=np.int64)]),
@@ -233,7 +233,8 @@ def example_input(
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((batch, *input_shape), generator=generator).to(like.device, like.dtype)
+    image = torch.randn((batch, *input_shape), generator=generator, device="cpu")
+    return image.to(like.device, like.dtype)
 
 
 @contextmanager

@@ -3,18 +3,17 @@ inputs of which others change.
 
 Every layer that mixes channels gets a fixed random output while it is probed, so what flows between
 two such layers is only what keeps channels apart: activations, pooling, sums, concatenation,
-shuffles, padding, gates, flatten. BatchNorm and its kind pass their input through (a dead channel
-must not hide). A grouped convolution keeps its groups apart: the inputs and outputs of one group
-live or die together. What surgery does not know, or what does not keep the images of a batch apart,
-computes as it does: it mixes what it reads. No symbolic tracing: any ``nn.Module`` works.
+shuffles, padding, gates, flatten. Normalisations pass their input through (a dead channel must not
+hide; one that is cut says nothing to the others). A grouped convolution keeps its groups apart: the
+inputs and outputs of one group live or die together. What surgery does not know, or what does not
+keep the images of a batch apart, computes as it does: it mixes what it reads. No symbolic tracing:
+any ``nn.Module`` works. The network is asked at a small input, where it takes one.
 
 1. reach: one sample a producer, all its channels perturbed -> which consumer channels it touches at
    all.
-2. decode: producers that touch nothing in common share a pass; sample ``b`` perturbs the channels
-   whose (index + 1) has bit ``b`` set, further samples the complements. A touched channel reads its
-   source off the bits; touched by a set AND its complement means several sources.
-3. connected components of (producer channel, consumer channel) are the atoms; atoms with the same
-   members are one group.
+2. `amc.network.decoding`: which channel, or block of channels, touches which.
+3. `amc.network.groups`: connected components of (producer channel, consumer channel) are the atoms;
+   atoms with the same members are one group.
 """
 
 from __future__ import annotations
@@ -51,18 +50,32 @@ _Perturbed = dict[str, Tensor]
 class Probe:
     """The state of one probing: what every sample of every pass has touched."""
 
-    def __init__(self, network: Network, seed: int, alone: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        network: Network,
+        seed: int,
+        alone: Collection[str] = (),
+        mixing: Collection[str] = (),
+    ) -> None:
+        """Bind a probe.
+
+        Args:
+            network: is asked at its input shape.
+            seed: of the random outputs.
+            alone: layers that do not keep the images of a batch apart.
+            mixing: normalisations that are not over the channels of what they are given.
+        """
         self.network = network
         self.seed = seed
         self.sites: dict[str, Site] = {}
         self.order: list[str] = []  # producers as they are executed
         self.edges: list[tuple[str, int, str, int]] = []  # producer, channel, site, channel
         self.blocked: dict[str, str] = {}  # producer -> why it is left alone
-        self._handler: Callable[[Site, Tensor], Tensor] = lambda site, x: x
+        self.handler: Callable[[Site, Tensor], Tensor] = lambda site, x: x
         known = {spec.name.split("@")[0] for spec in network.table if spec.kind != "other"}
         strange = {spec.name.split("@")[0] for spec in network.table if spec.kind == "other"}
         for name, module in network.model.named_modules():
-            kind = kind_of(module)
+            kind = None if name in mixing else kind_of(module)
             if kind is not None and (name in known - strange or isinstance(module, LinkedModule)):
                 self.sites[name] = Site(name, module, kind)
         for name in alone:
@@ -73,7 +86,7 @@ class Probe:
         """The forwards of all sites replaced, and restored afterwards."""
 
         def replacement(site: Site) -> Callable[[Tensor], Tensor]:
-            return lambda x: self._handler(site, x)
+            return lambda x: self.handler(site, x)
 
         sites = list(self.sites.values())
         try:
@@ -85,7 +98,7 @@ class Probe:
             for site in sites:
                 site.restore()
 
-    def _run(self, samples: int) -> Any:
+    def run(self, samples: int) -> Any:
         image = example_input(self.network.model, self.network.input_shape).expand(
             samples, *self.network.input_shape
         )
@@ -117,9 +130,9 @@ class Probe:
                 site.shapes.append(tuple(output.shape))
             return output
 
-        self._handler = handler
+        self.handler = handler
         for images in (1, 2):
-            self._run(images)
+            self.run(images)
         for name, (one, two) in lengths.items():
             if one and two != [2 * length for length in one]:
                 self._leave_alone(name, "it does not keep the images of a batch apart")
@@ -149,10 +162,10 @@ class Probe:
             shape = site.shapes[calls[site.name] % len(site.shapes)]
             calls[site.name] += 1
             mask, salt = perturbed.get(site.name), round_ * 64 + calls[site.name]
-            return self._random(site, shape, mask, samples, salt).to(x.device, x.dtype)
+            return self.random(site, shape, mask, samples, salt).to(x.device, x.dtype)
 
-        self._handler = handler
-        output = self._run(samples)
+        self.handler = handler
+        output = self.run(samples)
         outputs = [
             _differs(t, 1, samples).any(axis=1)
             for t in tree_iter(output)
@@ -163,7 +176,7 @@ class Probe:
         )
         return touched
 
-    def _random(
+    def random(
         self, site: Site, shape: tuple[int, ...], mask: Tensor | None, samples: int, salt: int
     ) -> Tensor:
         """A fixed random output, its ``shape`` that of one sample; where ``mask`` says so, another
@@ -186,7 +199,7 @@ class Probe:
         size = max(2, int(_BYTES // max(1, self.network.table.activations.peak_bytes())))
         return [range(start, min(start + size, samples)) for start in range(0, samples, size)]
 
-    def _touched(self, masks: dict[str, Tensor], samples: int) -> dict[str, BoolArray]:
+    def touched(self, masks: dict[str, Tensor], samples: int) -> dict[str, BoolArray]:
         """Which samples touch which channels, over as many rounds of random values as show
         something new.
         """
@@ -215,7 +228,7 @@ class Probe:
         for index, name in enumerate(self.order):
             masks[name] = torch.zeros(count, self.sites[name].out_channels, dtype=torch.bool)
             masks[name][index] = True
-        touched = self._touched(masks, count)
+        touched = self.touched(masks, count)
         result: dict[str, dict[str, BoolArray]] = {}
         for index, name in enumerate(self.order):
             result[name] = {
@@ -224,51 +237,6 @@ class Probe:
             if "" in result[name]:
                 self.blocked[name] = "its channels reach the network's output"
         return result
-
-    def passes(self, reach: dict[str, dict[str, BoolArray]]) -> list[list[str]]:
-        """Producers in few sets, none of which has two that touch the same channel."""
-        sets: list[tuple[list[str], dict[str, BoolArray]]] = []
-        for name in self.order:
-            mine = {site: rows for site, rows in reach[name].items() if site}
-            free = (
-                s
-                for s in sets
-                if not any((s[1][k] & v).any() for k, v in mine.items() if k in s[1])
-            )
-            chosen = next(free, None)
-            if chosen is None:
-                chosen = ([], {})
-                sets.append(chosen)
-            members, taken = chosen
-            members.append(name)
-            for site, rows in mine.items():
-                taken[site] = taken[site] | rows if site in taken else rows
-        self._reach = reach
-        return [members for members, _ in sets]
-
-    def decode(self, producers: list[str]) -> None:
-        """Read off the source of every channel that ``producers`` touch."""
-        bits = max(self.sites[name].out_channels for name in producers).bit_length()
-        masks = {}
-        for name in producers:
-            code = torch.arange(1, self.sites[name].out_channels + 1)
-            rows = torch.stack([(code >> bit) & 1 for bit in range(bits)]).bool()
-            masks[name] = torch.cat([rows, ~rows])
-        touched = self._touched(masks, 2 * bits)
-        for name in producers:
-            for site, reached in self._reach[name].items():
-                if not site:
-                    continue
-                ones, zeros = touched[site][:bits] & reached, touched[site][bits:] & reached
-                clear = (ones ^ zeros).all(axis=0) & reached
-                sources = (ones * (1 << np.arange(bits))[:, None]).sum(axis=0) - 1
-                valid = clear & (sources >= 0) & (sources < self.sites[name].out_channels)
-                if (reached & ~valid).any():
-                    self.blocked.setdefault(
-                        name, f"its channels are mixed before they reach {site!r}"
-                    )
-                for channel in np.flatnonzero(valid):
-                    self.edges.append((name, int(sources[channel]), site, int(channel)))
 
 
 def _differs(x: Tensor, dim: int, samples: int) -> BoolArray:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_iter
 from amc.errors import UserError
 from amc.network.flops import is_composite, is_uncounted, macs_of
 from amc.network.flow import Flow
-from amc.network.kinds import does_as_its_type, is_batchnorm, is_batchnorm_like, kind_of
+from amc.network.kinds import is_batchnorm, is_batchnorm_like, kind_of
 from amc.network.kinds.base import Kind, has_own_weight, own_numel
 from amc.network.layers import Activations, LayerSpec, LayerTable, Rest, storage_key, tensors_in
 from amc.network.specs import spec_of
@@ -211,8 +211,8 @@ class Recorder(TorchDispatchMode):
             return "it is called with other arguments than one input"
         if not isinstance(output, Tensor):
             return "its output is not a tensor"
-        dim = kind.channel_dim
-        if inputs[0].dim() < kind.least_dims or output.dim() != inputs[0].dim():
+        dim = kind.dim(module)
+        if inputs[0].dim() < kind.least_dims(module) or output.dim() != inputs[0].dim():
             return f"its input has {inputs[0].dim()} dimensions"
         if (inputs[0].shape[dim], output.shape[dim]) != kind.widths(module):
             return "its channels are not where its type has them"
@@ -268,11 +268,17 @@ class Recorder(TorchDispatchMode):
         and are called once, and nothing else reads what is between them.
         """
         modules = dict(self.model.named_modules())
+        sizes = {spec.name: spec.input_size for spec in self.specs}
         return tuple(
             (layer, norm)
             for layer, norm, key in self._folds
             if self.buffers[key].readers == 1
             and self._calls[layer] == self._calls[norm] == 1
-            and does_as_its_type(modules[layer])
+            and self._by_its_weights(modules[layer], sizes[layer])
             and is_batchnorm(modules[norm])
         )
+
+    @staticmethod
+    def _by_its_weights(module: nn.Module, size: tuple[int, ...]) -> bool:
+        kind = kind_of(module)
+        return kind is not None and kind.by_its_weights(module, size)

@@ -38,7 +38,7 @@ class Site:
 
     @property
     def dim(self) -> int:
-        return self.kind.channel_dim
+        return self.kind.dim(self.module)
 
     @property
     def mixes(self) -> bool:
@@ -47,6 +47,10 @@ class Site:
     def links(self) -> list[tuple[int, int]]:
         """Pairs (input channel, output channel) inside the layer that live or die together."""
         return self.kind.links(self.module)
+
+    def ties(self) -> list[tuple[int, int]]:
+        """Pairs of output channels of the layer that live or die together."""
+        return self.kind.ties(self.module)
 
 
 class NotApart(Exception):

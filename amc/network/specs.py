@@ -9,14 +9,13 @@ from amc.network.kinds import kind_of
 from amc.network.layers import LayerSpec
 
 
-def _size(tensor: Tensor, kind: str) -> tuple[int, int]:
-    """Height and width; for a linear layer the number of positions it is applied to (1, or the
-    length of a sequence).
+def _size(tensor: Tensor, kind: str) -> tuple[int, ...]:
+    """Height and width, or what other axes there are; for a linear layer the number of positions it
+    is applied to (1, or the length of a sequence).
     """
     if kind == "linear":
         return int(np.prod(tensor.shape[1:-1], dtype=np.int64)), 1
-    sizes = [*tensor.shape[2:], 1, 1]
-    return int(sizes[0]), int(sizes[1])
+    return tuple(tensor.shape[2:]) or (1, 1)
 
 
 def spec_of(name: str, module: nn.Module, source: Tensor, output: Tensor) -> LayerSpec:

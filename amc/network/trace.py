@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc.errors import UserError, first_line
 from amc.network.copying import copied, dtype_of, private_copy, unwrapped
-from amc.network.kinds import does_as_its_type
+from amc.network.kinds import acquaint, kind_of
 from amc.network.layers import LayerTable, evaluating, example_input, storage_key
 from amc.network.recording import Recorder
+from amc.network.rewriting import rewrite_alike
 
 
 @dataclass
@@ -40,17 +41,20 @@ class Network:
     name: str = "network"
     dtype: torch.dtype = torch.float32  # that it was given in, and is given back in
     trusted: Trusted = field(default_factory=Trusted)
+    # modules that compute as the user's do, and can lose heads: name -> `amc.network.rewriting`
+    rewritten: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, input_shape: tuple[int, ...], name: str = "network") -> Network:
-        """Copy, trace and hold a network.
+        """Copy, rewrite, trace and hold a network.
 
         Raises:
             UserError: it cannot be copied, or does not run on such an input.
         """
         own = private_copy(model, name)
+        rewritten = rewrite_alike(own, input_shape)
         table = trace(own, input_shape, name, unwrapped(model))
-        return cls(own, tuple(input_shape), table, name, dtype_of(model))
+        return cls(own, tuple(input_shape), table, name, dtype_of(model), rewritten=rewritten)
 
     @property
     def place(self) -> torch.device:
@@ -73,19 +77,59 @@ class Network:
     @cached_property
     def solvable(self) -> frozenset[str]:
         """The layers whose weights can be solved for from their inputs: they mix all their
-        channels, do as their type does, and are called once, with an image at a time.
+        channels, compute by their weights, and are called once; where an image passes them in
+        several parts at once, the parts are one after the other.
         """
         modules = dict(self.model.named_modules())
         names = Counter(spec.name.split("@")[0] for spec in self.table)
-        return frozenset(
-            spec.name
-            for spec in self.table
-            if spec.kind in ("conv", "linear")
-            and names[spec.name] == 1
-            and spec.groups == 1
-            and spec.repeats == 1
-            and does_as_its_type(modules[spec.name])
-        )
+        found = set()
+        for spec in self.table:
+            if spec.kind not in ("conv", "linear") or names[spec.name] != 1 or spec.groups > 1:
+                continue
+            kind = kind_of(modules[spec.name])
+            if kind is not None and kind.by_its_weights(modules[spec.name], spec.input_size):
+                found.add(spec.name)
+        return frozenset(found - self._mingled({name for name in found if name in self.parts}))
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """The layers that an image passes in several parts at once, and how many these are."""
+        return {spec.name: spec.repeats for spec in self.table if spec.repeats > 1}
+
+    def _mingled(self, layers: Collection[str]) -> set[str]:
+        """Of some such layers those that do not get the parts of two images one after the other."""
+        if not layers:
+            return set()
+        images = example_input(self.model, self.input_shape, batch=2)
+        both, one, two = (self._inputs(layers, x) for x in (images, images[:1], images[1:]))
+        return {name for name in layers if not _same(both[name], torch.cat((one[name], two[name])))}
+
+    def _inputs(self, layers: Collection[str], images: Tensor) -> dict[str, Tensor]:
+        """What some layers get."""
+        seen: dict[str, Tensor] = {}
+
+        def noting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                seen[name] = inputs[0].clone()
+
+            return note
+
+        modules = dict(self.model.named_modules())
+        handles = [modules[name].register_forward_pre_hook(noting(name)) for name in layers]
+        try:
+            with evaluating(self.model):
+                self.model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    if one.shape != other.shape:
+        return False
+    return bool((one - other).abs().max() <= 1e-4 * other.abs().max())
 
 
 def trace(
@@ -111,6 +155,7 @@ def trace(
     """
     if any(parameter.device.type not in ("cpu", "meta") for parameter in model.parameters()):
         model = copied(model).cpu()
+    acquaint(model)
     recorder = Recorder(model)
     image = example_input(model, input_shape)
     foreign = set() if source is None else {storage_key(t) for t in source.parameters()}

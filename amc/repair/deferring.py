@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -100,7 +99,9 @@ class Deferring(TorchDispatchMode):
                 one, two = tensors
                 branch, other = (one, two) if storage_key(one) in self.open else (two, one)
                 self._read(other, None)
-                self._read(branch, other)
+                item = self.open.get(storage_key(branch))
+                alike = item is not None and branch.stride() == item.output.stride()
+                self._read(branch, other if alike else None)  # not a view of another shape
             else:
                 self._read(tensors, None)
         return func(*args, **(kwargs or {}))
@@ -160,16 +161,9 @@ def compute(item: Open) -> Tensor:
     module, norm, source = item.last, item.norm, item.source
     if isinstance(item.module, nn.Sequential):
         source = item.module[:-1](source)
-    if isinstance(module, nn.Conv2d) and isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        statistics: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        # one pass over the output instead of two
-        weight, bias = fuse_conv_bn_weights(module.weight, module.bias, *statistics)
-        folded: Tensor = module._conv_forward(source, weight, bias)
-        return folded
-    output: Tensor = type(module).forward(module, source)
-    if norm is not None:
-        output = type(norm).forward(norm, output)
-    return output
+    kind = kind_of(module)
+    assert kind is not None
+    return kind.output(module, source, norm)
 
 
 def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:

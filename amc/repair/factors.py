@@ -134,7 +134,7 @@ def _channel_moments(x: Tensor, centre: bool) -> Tensor:
     """Second moments of channels (c, c), float64; about their means where the output can be
     shifted.
     """
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    pixels = x.movedim(1, -1).reshape(-1, x.shape[1])
     pixels = pixels[:: max(1, len(pixels) // _PIXELS)].double()
     if centre:
         pixels = pixels - pixels.mean(0)

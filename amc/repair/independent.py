@@ -18,12 +18,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amc.network.groups import Side
 from amc.network.kinds.base import kept
+from amc.network.kinds.parts import Side
 from amc.network.layers import evaluating
 from amc.network.trace import Network
 from amc.repair.regression import RIDGE, centred, ridge_solve, second_moments
-from amc.repair.rows import Sampler, can_shift, columns_of, flat_weight, move_bias, set_flat_weight
+from amc.repair.rows import (
+    Sampler,
+    can_shift,
+    columns_of,
+    flat_weight,
+    move_bias,
+    set_flat_weight,
+    weight_of,
+)
 
 
 class GramMatrices:
@@ -45,14 +53,14 @@ class GramMatrices:
         return self._matrices[layer]
 
     def _compute(self) -> None:
-        first = 0
+        first = images = 0
 
         def add(name: str) -> object:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 rows = self.sampler.inputs(name, module, inputs[0], first).double()
                 rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
                 gram = second_moments(rows) / len(rows)
-                weight = len(inputs[0]) / len(self.images)
+                weight = images / len(self.images)
                 self._matrices[name] = self._matrices.get(name, 0) + weight * gram
 
             return hook
@@ -65,7 +73,9 @@ class GramMatrices:
             with evaluating(self.network.model):
                 size = self.network.table.activations.batch_size()
                 for first in range(0, len(self.images), size):
-                    self.network.model(self.images[first : first + size])
+                    batch = self.images[first : first + size]
+                    images = len(batch)
+                    self.network.model(batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -87,8 +97,8 @@ def repair_independent(
             continue
         norm = modules.get(folds.get(layer, ""))
         source = whole[layer]
-        gram, width = grams[layer], int(source.weight.shape[1])
-        rows = kept(source.weight.shape[0], sides.get("out", [])).to(gram.device)
+        gram, (outputs, width) = grams[layer], weight_of(source).shape[:2]
+        rows = kept(outputs, sides.get("out", [])).to(gram.device)
         full = flat_weight(source)[rows]
         positions = full.shape[1] // width
         stay = kept(width, sides["in"]).to(gram.device)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amc.network.kinds import kind_of
+from amc.network.kinds import Kind, kind_of
 
 POSITIONS = 10  # sampled positions an image and layer (AMC's reference)
 ROWS = 10_000  # at least so many rows a layer: fewer images give more positions each
@@ -21,24 +21,26 @@ def flat_weight(module: nn.Module) -> Tensor:
     """The weights of a mixer as a matrix (out, kernel positions * in), float64; channels vary
     fastest.
     """
-    weight = _weight(module).detach().double()
-    return weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
+    return weight_of(module).detach().double().movedim(1, -1).flatten(1)
 
 
 def set_flat_weight(module: nn.Module, matrix: Tensor) -> None:
     """The inverse of `flat_weight`, in place."""
-    weight = _weight(module)
-    if weight.dim() == 4:
-        out, channels, height, width = weight.shape
-        matrix = matrix.reshape(out, height, width, channels).permute(0, 3, 1, 2)
+    weight = weight_of(module)
+    shape = weight.movedim(1, -1).shape
     with torch.no_grad():
-        weight.copy_(matrix)
+        weight.copy_(matrix.reshape(shape).movedim(-1, 1))
 
 
-def _weight(module: nn.Module) -> Tensor:
+def weight_of(module: nn.Module) -> Tensor:
+    """The weights of a mixer: (out, in, ...)."""
+    return _kind(module).weight(module)
+
+
+def _kind(module: nn.Module) -> Kind:
     kind = kind_of(module)
     assert kind is not None
-    return kind.weight(module)
+    return kind
 
 
 def columns_of(channels: Tensor, width: int, positions: int) -> Tensor:
@@ -71,15 +73,37 @@ class Sampler:
     candidate and on every device.
     """
 
-    def __init__(self, images: int, seed: int = 0, positions: int | None = None) -> None:
+    def __init__(
+        self,
+        images: int,
+        seed: int = 0,
+        positions: int | None = None,
+        parts: Mapping[str, int] | None = None,
+    ) -> None:
+        """What to draw.
+
+        Args:
+            images: of calibration.
+            seed: of the draws.
+            positions: an image and layer; none: `POSITIONS`, or more where there are few images.
+            parts: layer -> how many items of its batch belong to one image, one after the other
+                (windows of attention); one where it is missing.
+        """
         self.images, self.seed = images, seed
         self.positions = positions or max(POSITIONS, ROWS // images)
+        self.parts = parts or {}
         self._drawn: dict[tuple[str, int, torch.device], Tensor] = {}
         # 4 bytes a row and kernel position: less than the rows themselves, whatever their number
         self._patches: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
+    def images_in(self, layer: str, x: Tensor) -> int:
+        """Of how many images an input or output of a layer is."""
+        return len(x) // self.parts.get(layer, 1)
+
     def at(self, layer: str, spots: int, device: torch.device) -> Tensor:
-        """Indices (images, positions) into the ``spots`` output positions of a layer."""
+        """Indices (images, positions) into the ``spots`` output positions that a layer has for an
+        image.
+        """
         key = layer, spots, device
         if key not in self._drawn:
             shape = self.images, min(self.positions, spots)
@@ -96,53 +120,34 @@ class Sampler:
         """Rows (images * positions, out) of a layer's output; ``first`` is the number of the
         batch's first image.
         """
-        rows = output.permute(0, 2, 3, 1) if _weight(module).dim() == 4 else output
-        images, spots = len(rows), math.prod(rows.shape[1:-1])
-        chosen = self.at(layer, spots, rows.device)[first : first + images]
-        before = torch.arange(images, device=rows.device)[:, None] * spots
-        return rows.reshape(-1, rows.shape[-1]).index_select(0, (before + chosen).flatten())
+        rows = output.movedim(_kind(module).channel_dim, -1)
+        where = self._where(layer, len(rows), tuple(rows.shape[1:-1]), rows.device, first)
+        return rows.reshape(-1, rows.shape[-1]).index_select(0, where)
 
     def inputs(self, layer: str, module: nn.Module, x: Tensor, first: int = 0) -> Tensor:
         """Rows (images * positions, kernel positions * in): the patches that those outputs are
         computed from.
         """
-        kind = kind_of(module)
-        if not isinstance(module, nn.Conv2d) or kind is None:
+        kind = _kind(module)
+        window = kind.window(module, tuple(x.shape[2:]))
+        if window is None:
             return self.outputs(layer, module, x, first)
-        grid = kind.output_shape(module, tuple(x.shape))[2:]
-        pads = module._reversed_padding_repeated_twice
-        corner = (-pads[2], -pads[0])  # of the first patch: top, left
-        if module.padding_mode != "zeros":
-            x, corner = F.pad(x, pads, mode=module.padding_mode), (0, 0)
-        key = layer, len(x), x.shape[2:], module.kernel_size, first, x.device
+        x = kind.padded(module, x)
+        key = layer, window, len(x), first, x.device
         if key not in self._patches:
-            self._patches[key] = self._find_patches(layer, module, x, grid, corner, first)
-        pixels, outside = self._patches[key]
-        patches = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, pixels)
-        patches.index_fill_(0, outside, 0.0)
-        return patches.view(-1, patches.shape[1] * math.prod(module.kernel_size))
+            self._patches[key] = window.read(
+                self._where(layer, len(x), window.grid, x.device, first)
+            )
+        pixels, zeros = self._patches[key]
+        patches = x.movedim(1, -1).reshape(-1, x.shape[1]).index_select(0, pixels)
+        patches.index_fill_(0, zeros, 0.0)
+        return patches.view(-1, patches.shape[1] * math.prod(window.kernel))
 
-    def _find_patches(
-        self,
-        layer: str,
-        conv: nn.Conv2d,
-        x: Tensor,
-        grid: tuple[int, ...],
-        corner: tuple[int, int],
-        first: int,
-    ) -> tuple[Tensor, Tensor]:
-        """The pixels of a batch, counted over all its images, that the sampled outputs read (rows *
-        kernel positions,); and which of these numbers stand for padding.
-        """
-        images, _, height, width = x.shape
-        spots = self.at(layer, math.prod(grid), x.device)[first : first + images, :, None, None]
-        down, across = (
-            torch.arange(size, device=x.device) * step
-            for size, step in zip(conv.kernel_size, conv.dilation, strict=True)
-        )
-        y = spots // grid[1] * conv.stride[0] + corner[0] + down[:, None]
-        z = spots % grid[1] * conv.stride[1] + corner[1] + across
-        outside = (y < 0) | (y >= height) | (z < 0) | (z >= width)
-        image = torch.arange(images, device=x.device)[:, None, None, None]
-        pixels = (image * height + y.clamp(0, height - 1)) * width + z.clamp(0, width - 1)
-        return pixels.flatten().int(), outside.flatten().nonzero().flatten()
+    def _where(
+        self, layer: str, items: int, grid: tuple[int, ...], device: torch.device, first: int
+    ) -> Tensor:
+        """The sampled positions of a batch's output, counted over all its items: (rows,)."""
+        parts = self.parts.get(layer, 1)
+        images, spots = items // parts, parts * math.prod(grid)
+        chosen = self.at(layer, spots, device)[first : first + images]
+        return (torch.arange(images, device=device)[:, None] * spots + chosen).flatten()

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from amc.network.groups import Side
 from amc.network.kinds.base import kept
+from amc.network.kinds.parts import Side
 from amc.network.trace import Network
 from amc.repair.deferring import Deferring, Open, compute
 from amc.repair.factors import Factoring, refit
@@ -111,7 +111,8 @@ class SequentialRepair(Deferring):
             )
         else:
             rows = patches(last, item.source)
-            start, images = flat_weight(last), len(item.source)
+            start = flat_weight(last)
+            images = self.targets.sampler.images_in(item.layer, item.source)
             fit = regress(rows, wanted, start, images, self.ridge, shiftable)
             set_flat_weight(last, fit.weight)
             shift = fit.shift(fit.weight)

@@ -100,7 +100,7 @@ class ChannelSpace(RepairingSpace):
         table = self.network.table
         lost = table.activations.bytes.copy()
         shrink: dict[str, list[int]] = {}
-        fixed: Counter[str] = Counter()  # MACs that layers of no kind, and the rest, lose
+        macs, params = Counter[str](), Counter[str]()  # of layers of no kind, and of the rest
         for decision in self.decisions:
             item = self._group(decision.name)
             atoms = (
@@ -108,8 +108,9 @@ class ChannelSpace(RepairingSpace):
             ) // item.group.width
             if atoms:
                 lost -= atoms * item.buffer_bytes
-                for layer, macs in item.fixed_macs.items():
-                    fixed[layer] += atoms * macs
+                for fixed, shares in ((macs, item.fixed_macs), (params, item.fixed_params)):
+                    for layer, share in shares.items():
+                        fixed[layer] += atoms * share
                 for layer, (inputs, outputs) in self._members[decision.name].items():
                     entry = shrink.setdefault(layer, [0, 0])
                     entry[0] += atoms * inputs
@@ -119,9 +120,9 @@ class ChannelSpace(RepairingSpace):
             for spec in table
         )
         rest = table.rest
-        if fixed:
-            layers = tuple(replace(s, fixed_macs=s.fixed_macs - fixed[s.name]) for s in layers)
-            rest = replace(rest, macs=rest.macs - fixed[""])
+        if macs or params:
+            layers = tuple(_less(s, macs[s.name], params[s.name]) for s in layers)
+            rest = replace(rest, macs=rest.macs - macs[""], params=rest.params - params[""])
         activations = replace(table.activations, bytes=lost)
         return replace(table, layers=layers, activations=activations, rest=rest)
 
@@ -132,10 +133,10 @@ class ChannelSpace(RepairingSpace):
         for decision in self.decisions:
             widths: dict[str, list[int]] = {}
             for member in self._group(decision.name).group.members:
-                widths.setdefault(member.layer, [0, 0])[member.side == "out"] += len(
-                    member.channels[0]
-                )
-            result[decision.name] = {layer: (entry[0], entry[1]) for layer, entry in widths.items()}
+                if member.side in ("in", "out"):
+                    entry = widths.setdefault(member.layer, [0, 0])
+                    entry[member.side == "out"] += len(member.channels[0])
+            result[decision.name] = {layer: (ins, outs) for layer, (ins, outs) in widths.items()}
         return result
 
     def cuts(self, strategy: Strategy) -> Cuts:
@@ -211,6 +212,15 @@ class ChannelSpace(RepairingSpace):
     @classmethod
     def rebuild(cls, model: nn.Module, description: dict[str, Any]) -> nn.Module:
         return cut(model, description["cuts"])
+
+
+def _less(spec: LayerSpec, macs: int, params: int) -> LayerSpec:
+    """A layer that loses so much of what is of no kind."""
+    if not macs and not params:
+        return spec
+    return replace(
+        spec, fixed_macs=spec.fixed_macs - macs, fixed_params=spec.fixed_params - params
+    )
 
 
 @lru_cache(maxsize=100_000)  # a walk asks for the same few again and again

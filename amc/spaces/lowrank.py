@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from amc.network.copying import copied
+from amc.network.kinds import does_as_its_type
 from amc.network.layers import IntArray, LayerSpec, LayerTable
 from amc.spaces.base import Decision, Strategy
 from amc.spaces.repairing import RepairingSpace, RepairOptions
@@ -86,19 +87,19 @@ class LowRankSpace(RepairingSpace):
 
     def _why_not(self, layer: LayerSpec) -> str | None:
         """Why a layer cannot be factorised."""
-        if layer.groups > 1:
-            return "it is grouped: only ungrouped ones are factorised"
-        if f"{layer.name}@2" in self.network.table.by_name:
-            return "it is called more than once"
-        if layer.repeats > 1:
-            return "an image passes it in several parts at once"
-        if layer.name not in self.network.solvable:
-            return "it has a forward or a hook of its own"
         module: Any = self.network.model.get_submodule(layer.name)
         pads = getattr(module, "_reversed_padding_repeated_twice", ())
-        if getattr(module, "padding_mode", "zeros") != "zeros" or pads[::2] != pads[1::2]:
-            return "its padding is an operation of its own"
-        return None
+        uneven = getattr(module, "padding_mode", "zeros") != "zeros" or pads[::2] != pads[1::2]
+        reasons = {
+            "it is grouped: only ungrouped ones are factorised": layer.groups > 1,
+            "it is called more than once": f"{layer.name}@2" in self.network.table.by_name,
+            "an image passes it in several parts at once": layer.repeats > 1,
+            "it is a transposed convolution: these are not factorised": layer.transposed,
+            "only convolutions over height and width are factorised": len(layer.kernel) != 2,
+            "it has a forward or a hook of its own": not does_as_its_type(module),
+            "its padding is an operation of its own": uneven,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _decisions_of(self, layer: LayerSpec) -> Iterator[Decision]:
         """Where there is something to decide: one decision, or for separate Tucker ranks two."""

@@ -89,7 +89,7 @@ class RepairingSpace(CompressionSpace):
     @cached_property
     def _sampler(self) -> Sampler:
         assert self.calibration is not None
-        return Sampler(len(self.calibration))
+        return Sampler(len(self.calibration), parts=self.network.parts)
 
     @cached_property
     def _targets(self) -> Targets:

@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from amc.network.copying import copied
-from amc.network.groups import ChannelGroup, Side
-from amc.network.kinds import kind_of
+from amc.network.groups import ChannelGroup
+from amc.network.kinds import Kind, kind_of
+from amc.network.kinds.parts import Side, cut_part
 
 Cuts = dict[str, dict[Side, list[int]]]
-"""layer -> {"in": removed input channels, "out": removed output channels}, ascending."""
+"""module -> {"in": removed input channels, "out": removed output channels}, ascending; and what
+else of it goes with them (`amc.network.kinds.parts`).
+"""
 
 
 def cuts_of(removed: Iterable[tuple[ChannelGroup, Iterable[int]]]) -> Cuts:
@@ -45,38 +48,47 @@ def cut(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> nn.Mo
     for name, sides in cuts.items():
         if name not in modules:
             raise ValueError(f"there is no layer {name!r} to cut")
-        module, kind = modules[name], kind_of(modules[name])
-        if kind is None:
-            raise ValueError(f"{name!r} is a {type(module).__name__}, which cannot be cut")
         try:
-            kind.cut(module, sides.get("in", []), sides.get("out", []))
+            _cut_module(modules[name], sides)
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
     return smaller
 
 
+def _cut_module(module: nn.Module, sides: Mapping[Side, list[int]]) -> None:
+    for side, gone in sides.items():
+        if side not in ("in", "out"):
+            cut_part(module, side, gone)
+    if "in" in sides or "out" in sides:
+        kind = kind_of(module)
+        if kind is None:
+            raise ValueError(f"a {type(module).__name__} cannot be cut")
+        kind.cut(module, sides.get("in", []), sides.get("out", []))
+
+
 @contextmanager
 def masking(model: nn.Module, cuts: Mapping[str, Mapping[Side, list[int]]]) -> Iterator[nn.Module]:
-    """``model`` with the cut channels ignored, inside only.
-
-    The weights of every layer that mixes channels are zero for them; they are as before at the end.
+    """``model`` with the cut channels ignored, inside only: whatever reads them is given an input
+    in which they say nothing (`Kind.masked`): zeros, and to a normalisation the mean of the others.
     """
-    before: list[tuple[Tensor, Tensor]] = []
-    modules = dict(model.named_modules())
+
+    def ignoring(kind: Kind, gone_in: list[int], gone_out: list[int]) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return kind.masked(module, inputs[0], gone_in, gone_out), *inputs[1:]
+
+        return hook
+
+    modules, handles = dict(model.named_modules()), []
     try:
         for name, sides in cuts.items():
-            module, kind = modules[name], kind_of(modules[name])
-            if kind is not None and kind.mixes(module):
-                weight = kind.weight(module)
-                before.append((weight, weight.detach().clone()))
-                gone = torch.tensor(sides.get("in", []), dtype=torch.long, device=weight.device)
-                with torch.no_grad():
-                    weight.index_fill_(1, gone, 0.0)
+            kind = kind_of(modules[name])
+            if kind is not None:
+                hook = ignoring(kind, sides.get("in", []), sides.get("out", []))
+                handles.append(modules[name].register_forward_pre_hook(hook))
         yield model
     finally:
-        with torch.no_grad():
-            for weight, value in before:
-                weight.copy_(value)
+        for handle in handles:
+            handle.remove()
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -43,7 +43,7 @@ class Part:
     axes: tuple[bool, bool] = (False, False)  # of the kernel (height, width), which it has
     depthwise: bool = False
 
-    def along(self, values: tuple[int, ...], others: tuple[int, int]) -> tuple[int, int]:
+    def along(self, values: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, int]:
         """``values`` on the axes that it has, ``others`` on the rest."""
         height, width = self.axes
         return values[0] if height else others[0], values[1] if width else others[1]

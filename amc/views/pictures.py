@@ -125,8 +125,9 @@ def _plot_times(axes: Any, profile: DeviceProfile) -> None:
     for times in sorted(wide, key=lambda t: t.ms(t.in_channels[-1], t.out_channels[-1]))[-5:]:
         most = times.in_channels[-1]
         values = [1e3 * times.ms(most, width) for width in times.out_channels]
-        (height, width), kernel = times.family.output_size, times.family.kernel[0]
-        label = f"{kernel}x{kernel} {times.family.kind}, {most} channels to {height}x{width}"
+        family = times.family
+        kernel, size = ("x".join(map(str, one)) for one in (family.kernel, family.output_size))
+        label = f"{kernel} {family.kind}, {most} channels to {size}"
         axes.plot(times.out_channels, values, "o-", markersize=3, linewidth=1.2, label=label)
     axes.set(
         xlabel="output channels",

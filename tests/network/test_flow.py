@@ -8,6 +8,7 @@ import pytest
 import torch
 from strangers import Around, Do
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from zoo import zoo_network, zoo_space
 
 from amc.network.builtin import BasicBlock, CifarResNet
@@ -117,7 +118,7 @@ MIDDLES = {
         Do(lambda s, x: torch.cat([s.b(x), torch.zeros_like(s.a(x))], 1), a=conv(), b=conv()),
         BOTH - {("middle.a", "second")},
     ),
-    "an unknown layer": (nn.ConvTranspose2d(12, 24, 3), FIRST_TO_LAST),
+    "an unknown layer": (parametrizations.weight_norm(conv(12, 24)), FIRST_TO_LAST),
     "a layer called twice": (
         Do(lambda s, x: s.a(torch.relu(s.a(x))), a=conv()),
         chain("first", "middle.a", "middle.a@2", "second", "head"),

@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
-from amc.network.kinds.base import Kind, has_own_weight, keep_inputs, kept, own_numel, slice_own
+from amc.network.kinds.base import (
+    Kind,
+    has_own_weight,
+    is_plain,
+    keep_inputs,
+    kept,
+    own_numel,
+    slice_own,
+)
+from amc.network.kinds.window import Size
 
 
 class Linear(Kind):
@@ -41,3 +51,11 @@ class Linear(Kind):
     def output_shape(self, module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         assert isinstance(module, nn.Linear)
         return (*input_shape[:-1], module.out_features)
+
+    def by_its_weights(self, module: nn.Module, size: Size) -> bool:
+        return is_plain(module, (nn.Linear,))
+
+    def folded(self, module: nn.Module, norm: nn.Module) -> nn.Module:
+        assert isinstance(module, nn.Linear)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        return fuse_linear_bn_eval(module, norm)

@@ -1,4 +1,4 @@
-"""Layers that hold parameters for each channel and let channels pass without mixing them."""
+"""Layers that hold parameters for each channel and treat each channel on its own."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class ChannelNorm(Kind):
 
     def facts(self, module: nn.Module) -> dict[str, Any]:
         return {"per_channel_params": own_numel(module) // max(1, self.widths(module)[0])}
+
+    def masked(
+        self, module: nn.Module, x: Tensor, gone_in: list[int], gone_out: list[int]
+    ) -> Tensor:
+        return x
 
     def cut(self, module: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
         width = self.widths(module)[0]
