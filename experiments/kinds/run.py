@@ -25,8 +25,7 @@ HERE = Path(__file__).parent
 RUNS = Path("runs/kinds")
 RESULTS = HERE / "results.csv"
 NETWORKS, RATIOS, AGENTS = ("vit", "convnext"), (0.5, 0.3), ("uniform", "random", "td3")
-EPISODES, SEED = 100, 0
-KEYS = ["network", "budget", "agent", "seed"]
+KEYS = ["network", "budget", "agent"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Job:
         return f"{self.network}_{100 * self.ratio:.0f}_{self.agent}"
 
     @property
-    def key(self) -> tuple[str, float, str, int]:
-        return self.network, self.ratio, self.agent, SEED
+    def key(self) -> tuple[str, float, str]:
+        return self.network, self.ratio, self.agent
 
     def run(self) -> SearchResult:
         """Search, or go on with a search, or take it as it ended."""
@@ -51,8 +50,7 @@ class Job:
         found = sorted((RUNS / self.name).glob("s*"))
         if found:
             return resume(found[-1], report=report, trust=True)
-        own = [] if self.agent == "uniform" else [f"agent.episodes={EPISODES}"]
-        overrides = [f"budget.ratio={self.ratio}", f"agent.name={self.agent}", *own, f"seed={SEED}"]
+        overrides = [f"budget.ratio={self.ratio}", f"agent.name={self.agent}"]
         config = load_config(str(HERE / f"{self.network}.yaml"), overrides, trust=True)[1]
         return search(config, out=RUNS, name=self.name, report=report)
 
@@ -66,6 +64,7 @@ def row(job: Job) -> dict[str, Any]:
     return {
         **dict(zip(KEYS, job.key, strict=True)),
         "metric": result.run.config.budget.metric,
+        "seed": result.run.config.seed,
         "evaluations": len(lines),
         "macs_ratio": round(found["cost_ratios"]["macs"], 4),
         "params_ratio": round(found["cost_ratios"]["params"], 4),
