@@ -9,17 +9,12 @@ modules into a network.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import permutations
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-HEADS = ("num_heads", "heads", "n_heads", "n_head", "nhead", "num_attention_heads", "h")
-"""How people call their number of heads."""
-_OUTPUT = ("proj", "res", "out")  # in the name of a dropout that is not of the weights
 
 
 def attend(
@@ -57,6 +52,17 @@ def attend(
     weights = (products if mask is None else products + mask).softmax(-1)
     weights = F.dropout(weights, dropout, training=dropout > 0)
     return weights @ value, weights
+
+
+def in_heads(module: Any, x: Tensor) -> Tensor:
+    """(images, length, inner) as (images, heads, length, head_dim), by the module's numbers."""
+    return x.reshape(*x.shape[:2], module.heads, module.head_dim).transpose(1, 2)
+
+
+def of_pairs(table: Tensor, index: Tensor) -> Tensor:
+    """A table's rows (rows, heads) for every pair of positions: (1, heads, length, length)."""
+    length = math.isqrt(index.numel())
+    return table[index.flatten()].reshape(length, length, -1).permute(2, 0, 1).unsqueeze(0)
 
 
 class MultiheadAttention(nn.Module):
@@ -148,9 +154,9 @@ class MultiheadAttention(nn.Module):
         mask = None if is_causal else self._mask(query, attn_mask, key_padding_mask)
         dropout = self.dropout if self.training else 0.0
         done, weights = attend(
-            _in_heads(self, self.q_proj(query)),
-            _in_heads(self, self.k_proj(key)),
-            _in_heads(self, self.v_proj(value)),
+            in_heads(self, self.q_proj(query)),
+            in_heads(self, self.k_proj(key)),
+            in_heads(self, self.v_proj(value)),
             *(mask, dropout, None, is_causal, need_weights),
         )
         output = self.out_proj(done.transpose(1, 2).flatten(2))
@@ -169,108 +175,6 @@ class MultiheadAttention(nn.Module):
             return mask
         padding = padding.reshape(query.shape[0], 1, 1, padding.shape[-1])
         return padding if mask is None else mask + padding
-
-
-class SelfAttention(nn.Module):
-    """Self-attention over (images, length, channels) as people write it, with their own linear
-    layers under their own names.
-    """
-
-    def __init__(self, source: nn.Module, parts: Parts, need_weights: bool = False) -> None:
-        """Take over the layers of ``source``.
-
-        Args:
-            source: it is not modified.
-            parts: what is what in it.
-            need_weights: whether the weights are returned too.
-        """
-        super().__init__()
-        self.heads, self.head_dim = parts.heads, parts.head_dim
-        self.parts, self.need_weights = parts, need_weights
-        for name in (*parts.inward, parts.outward, parts.weights_dropout, parts.dropout):
-            if name:
-                self.add_module(name, source.get_submodule(name))
-        self.train(source.training)
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """(images, length, channels) to the same shape, and the weights where they are asked."""
-        parts = self.parts
-        projected = [getattr(self, name)(x) for name in parts.inward]
-        split = projected[0].chunk(3, -1) if len(projected) == 1 else projected
-        query, key, value = (_in_heads(self, one) for one in split)
-        lose = self.training and parts.weights_dropout
-        dropout = getattr(self, parts.weights_dropout).p if lose else 0.0
-        done, weights = attend(
-            *(query, key, value, None, dropout, parts.scale), need_weights=self.need_weights
-        )
-        output = getattr(self, parts.outward)(done.transpose(1, 2).flatten(2))
-        if parts.dropout:
-            output = getattr(self, parts.dropout)(output)
-        return output if weights is None else (output, weights)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What is what in a self-attention that people have written: names of its children, and its
-    numbers.
-    """
-
-    inward: tuple[str, ...]  # one linear layer, or those to queries, keys and values
-    outward: str
-    heads: int
-    head_dim: int
-    scale: float | None  # None: head_dim ** -0.5
-    weights_dropout: str = ""
-    dropout: str = ""
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Parts | None:
-        """None where it is built otherwise."""
-        children = dict(module.named_children())
-        linear = {name: one for name, one in children.items() if type(one) is nn.Linear}
-        dropouts = [name for name, one in children.items() if type(one) is nn.Dropout]
-        silent = sum(type(one) in (nn.Identity, nn.Softmax) for one in children.values())
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if own or len(linear) + len(dropouts) + silent < len(children) or len(dropouts) > 2:
-            return None
-        found = _projections({name: tuple(one.weight.shape) for name, one in linear.items()})
-        heads = next((n for n in map(vars(module).get, HEADS) if type(n) is int), 0)
-        if found is None or heads < 1:
-            return None
-        inner = linear[found[1]].in_features
-        scale = vars(module).get("scale")
-        words = {name: name.replace("dropout", "drop") for name in dropouts}
-        late = [name for name in dropouts if any(word in words[name] for word in _OUTPUT)]
-        early = [name for name in dropouts if name not in late]
-        if inner % heads or len(early) > 1 or len(late) > 1:
-            return None
-        return cls(
-            *(*found, heads, inner // heads, scale if isinstance(scale, float) else None),
-            weights_dropout=early[0] if early else "",
-            dropout=late[0] if late else "",
-        )
-
-
-def _projections(shapes: dict[str, tuple[int, ...]]) -> tuple[tuple[str, ...], str] | None:
-    """Of linear layers (name -> shape of the weight) those inwards and that outwards."""
-    if len(shapes) == 2:
-        for inward, outward in permutations(shapes):
-            if shapes[inward][0] == 3 * shapes[outward][1]:
-                return (inward,), outward
-    if len(shapes) == 4:
-        names = list(shapes)
-        found = []
-        for letter in "qkv":  # query has no k and no v, key and k_proj no v
-            found += [name for name in names if letter in name.lower()][:1]
-            names = [name for name in names if name not in found]
-        if len(names) == 1 and {shapes[name][0] for name in found} == {shapes[names[0]][1]}:
-            return tuple(found), names[0]
-    return None
-
-
-def _in_heads(module: MultiheadAttention | SelfAttention, x: Tensor) -> Tensor:
-    """(images, length, inner) as (images, heads, length, head_dim)."""
-    return x.reshape(*x.shape[:2], module.heads, module.head_dim).transpose(1, 2)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

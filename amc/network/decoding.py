@@ -1,8 +1,10 @@
 """Which channels of a producer touch which channels of which layers, read off few perturbations.
 
-Producers that touch nothing in common share a pass. Sample ``b`` perturbs the channels whose
-(label + 1) has bit ``b`` set, further samples the complements: a touched channel reads the label of
-its source off the bits; one that is touched by a set AND its complement has several sources.
+Every channel has a label. Sample ``b`` perturbs the channels whose (label + 1) has bit ``b`` set,
+further samples the complements: a touched channel reads the label of its source off the bits; one
+that is touched by a set AND its complement has sources of several labels. All producers share a
+pass: where two touch the same channel, it is clear only if both do so with the same label, as in a
+residual sum. Those for which it is not are asked again, apart from each other.
 
 First every channel has a label of its own. Where that mixes, channels may be mixed in blocks (the
 heads of an attention, the r x r channels that become one by a pixel shuffle): then whole blocks get
@@ -16,7 +18,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from amc.network.layers import IntArray
 from amc.network.probe import BoolArray, Probe
@@ -42,35 +43,77 @@ def decode(probe: Probe, reach: Reach) -> None:
     Raises:
         Mixing: with these normalisations as they are, there may be more.
     """
-    unclear: dict[str, set[str]] = {}
-    for producers in _passes(probe, reach):
-        labels = {name: np.arange(probe.sites[name].out_channels) for name in producers}
-        for name, found in _read(probe, reach, labels).items():
-            mixed = {site for site, (_, valid, reached) in found.items() if (reached & ~valid).any()}
-            if mixed:
-                unclear[name] = mixed
-            for site, (sources, valid, _) in found.items() if not mixed else ():
-                edges = ((name, int(sources[c]), site, int(c)) for c in np.flatnonzero(valid))
-                probe.edges.extend(edges)
-    known: list[tuple[int, int]] = []  # arrangements that were right before
+    asked = [name for name in probe.order if "" not in reach[name]]
+    apart = _singles(probe, reach, asked)
+    mixed = [name for some in _passes(reach, apart) for name in _singles(probe, reach, some)]
+    left = _blocks(probe, reach, mixed)
+    left = [name for some in _passes(reach, left) for name in _blocks(probe, reach, some)]
     wrong: set[str] = set()
-    for name, mixed in unclear.items():
-        if not _decode_blocks(probe, reach, name, known):
-            probe.blocked.setdefault(
-                name, f"its channels are mixed before they reach {min(mixed)!r}"
-            )
-            wrong |= {site for site in mixed if probe.sites[site].channelwise}
+    for name in left:
+        sites = [site for site in reach[name] if reach[name][site].any()]
+        probe.blocked.setdefault(name, f"its channels are mixed before they reach {sites[0]!r}")
+        wrong |= {site for site in sites if probe.sites[site].channelwise}
     if wrong:
         raise Mixing(wrong)
 
 
-def _passes(probe: Probe, reach: Reach) -> list[list[str]]:
+def _singles(probe: Probe, reach: Reach, names: list[str]) -> list[str]:
+    """Decode producers whose channels do not mix; the others come back."""
+    return _decoded(probe, reach, {n: np.arange(probe.sites[n].out_channels) for n in names})
+
+
+def _blocks(probe: Probe, reach: Reach, names: list[str]) -> list[str]:
+    """Decode producers whose channels mix in blocks; the others come back."""
+    known: list[tuple[int, int]] = []  # arrangements that were right before
+    tried: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
+    while True:
+        labels = {}
+        for name, before in tried.items():
+            site = probe.sites[name]
+            for many, each in _arrangements(probe, site, known):
+                if (many, each) not in before:
+                    before.append((many, each))
+                    labels[name] = np.arange(site.out_channels) // each % many
+                    break
+        if not labels:
+            return list(tried)
+        left = _decoded(probe, reach, labels)
+        for name in labels:
+            if name not in left:
+                known += [tried[name][-1]] if tried[name][-1] not in known else []
+                del tried[name]
+
+
+def _decoded(probe: Probe, reach: Reach, labels: dict[str, IntArray]) -> list[str]:
+    """Write down the edges of those producers that are clear with such labels, asked together; the
+    others come back.
+    """
+    if not labels:
+        return []
+    bits = max(int(own.max()) + 1 for own in labels.values()).bit_length()
+    masks = {name: torch.from_numpy(_codes(own, bits)) for name, own in labels.items()}
+    found = {
+        site: sources_of(rows[:bits], rows[bits:])
+        for site, rows in probe.touched(masks, 2 * bits).items()
+    }
+    left = []
+    for name, own in labels.items():
+        reached = {site: rows for site, rows in reach[name].items() if site}
+        largest = own.max()
+        clear = all((found[s][1] & (found[s][0] <= largest))[r].all() for s, r in reached.items())
+        if not clear:
+            left.append(name)
+            continue
+        for site, rows in reached.items():
+            probe.edges.extend(_edges(name, own, site, np.where(rows, found[site][0], -1)))
+    return left
+
+
+def _passes(reach: Reach, names: list[str]) -> list[list[str]]:
     """Producers in few sets, none of which has two that touch the same channel."""
     sets: list[tuple[list[str], dict[str, BoolArray]]] = []
-    for name in probe.order:
-        mine = {site: rows for site, rows in reach[name].items() if site}
-        if "" in reach[name]:
-            continue  # it is left alone
+    for name in names:
+        mine = reach[name]
         free = (
             s for s in sets if not any((s[1][k] & v).any() for k, v in mine.items() if k in s[1])
         )
@@ -83,27 +126,6 @@ def _passes(probe: Probe, reach: Reach) -> list[list[str]]:
         for site, rows in mine.items():
             taken[site] = taken[site] | rows if site in taken else rows
     return [members for members, _ in sets]
-
-
-def _read(
-    probe: Probe, reach: Reach, labels: dict[str, IntArray]
-) -> dict[str, dict[str, tuple[IntArray, BoolArray, BoolArray]]]:
-    """producer -> site -> the label that touches each channel; whether it is one alone; whether
-    any does. All of shape (channels,).
-    """
-    bits = max(int(own.max()) + 1 for own in labels.values()).bit_length()
-    masks = {name: torch.from_numpy(_codes(own, bits)) for name, own in labels.items()}
-    touched = probe.touched(masks, 2 * bits)
-    found: dict[str, dict[str, tuple[IntArray, BoolArray, BoolArray]]] = {}
-    for name, own in labels.items():
-        found[name] = {}
-        for site, reached in reach[name].items():
-            if site:
-                rows = touched[site]
-                sources, valid = sources_of(rows[:bits] & reached, rows[bits:] & reached)
-                valid &= reached & (sources <= own.max())
-                found[name][site] = sources, valid, reached
-    return found
 
 
 def _codes(labels: IntArray, bits: int) -> BoolArray:
@@ -119,28 +141,18 @@ def sources_of(ones: BoolArray, zeros: BoolArray) -> tuple[IntArray, BoolArray]:
     return sources, clear & (sources >= 0)
 
 
-def _decode_blocks(
-    probe: Probe, reach: Reach, name: str, known: list[tuple[int, int]]
-) -> bool:
-    """Find the finest arrangement of a producer's channels in blocks that does not mix."""
-    site = probe.sites[name]
-    for tried in (known, _suggested(probe, site), _contiguous(site.out_channels)):
-        arrangements = [(many, each) for many, each in tried if site.out_channels % (many * each) == 0]
-        for many, each in sorted(set(arrangements), reverse=True):
-            labels = np.arange(site.out_channels) // each % many
-            found = _read(probe, reach, {name: labels})[name]
-            if any((reached & ~valid).any() for _, valid, reached in found.values()):
-                continue
-            if (many, each) not in known:
-                known.append((many, each))
-            probe.edges.extend(_edges(name, labels, found))
-            return True
-    return False
+def _arrangements(
+    probe: Probe, site: Site, known: list[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """(blocks, adjacent channels of one): those of before first, of the others the finest."""
+    width = site.out_channels
+    for several in (known, _suggested(probe, site), _contiguous(width)):
+        yield from sorted({one for one in several if width % (one[0] * one[1]) == 0}, reverse=True)
 
 
 def _suggested(probe: Probe, site: Site) -> Iterator[tuple[int, int]]:
-    """(blocks, adjacent channels of one): of as many blocks as a whole number of a module around
-    the producer says, adjacent or interleaved, in one to three projections.
+    """As many blocks as a whole number of a module around the producer says, adjacent or
+    interleaved, in one to three projections.
     """
     path = site.name.split(".")
     around = [probe.network.model.get_submodule(".".join(path[:end])) for end in range(len(path))]
@@ -164,14 +176,12 @@ def _contiguous(width: int) -> Iterator[tuple[int, int]]:
 
 
 def _edges(
-    name: str,
-    labels: NDArray[np.int64],
-    found: dict[str, tuple[IntArray, BoolArray, BoolArray]],
+    name: str, labels: IntArray, site: str, sources: IntArray
 ) -> Iterator[tuple[str, int, str, int]]:
     """What ties the channels of a label to each other, by way of the channels that they touch."""
-    for site, (sources, valid, _) in found.items():
-        for label in np.unique(sources[valid]):
-            ours = np.flatnonzero(labels == label)
-            theirs = np.flatnonzero(valid & (sources == label))
-            yield from ((name, int(one), site, int(theirs[0])) for one in ours)
-            yield from ((name, int(ours[0]), site, int(other)) for other in theirs[1:])
+    ours, theirs = np.argsort(labels, kind="stable"), np.argsort(sources, kind="stable")
+    for label in np.unique(sources[sources >= 0]):
+        mine = ours[slice(*np.searchsorted(labels[ours], [label, label + 1]))]
+        read = theirs[slice(*np.searchsorted(sources[theirs], [label, label + 1]))]
+        yield from ((name, int(one), site, int(read[0])) for one in mine)
+        yield from ((name, int(mine[0]), site, int(other)) for other in read[1:])

@@ -14,20 +14,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from amc.network.attention import HEADS, MultiheadAttention, Parts, SelfAttention
+from amc.network.attention import MultiheadAttention
 from amc.network.copying import copied
-from amc.network.kinds import kind_of
+from amc.network.handwritten import Parts, SelfAttention, agree, does_the_same
 from amc.network.layers import evaluating, example_input
 from amc.network.torchvision_compat import torchvision
 from amc.network.windows import PartitionAttention, WindowAttention, WindowAttentionV2
 
 _SWIN, _MAXVIT = torchvision.models.swin_transformer, torchvision.models.maxvit
+_WINDOWS: dict[type, Callable[[nn.Module], nn.Module]] = {
+    _SWIN.ShiftedWindowAttention: WindowAttention,
+    _SWIN.ShiftedWindowAttentionV2: WindowAttentionV2,
+    _MAXVIT.RelativePositionalMultiHeadAttention: PartitionAttention,
+}
 _OURS = (MultiheadAttention, SelfAttention, WindowAttention, PartitionAttention)
-_ALIKE, _EXACT = 1e-5, 1e-8  # of the largest output: in float32, in float64
+_EXACT = 1e-8  # of the largest output, in float64
 
 
 def _multihead(module: nn.Module) -> nn.Module | None:
@@ -37,13 +41,8 @@ def _multihead(module: nn.Module) -> nn.Module | None:
 
 
 def _windows(module: nn.Module) -> nn.Module | None:
-    if type(module) is _SWIN.ShiftedWindowAttention:
-        return WindowAttention(module)
-    if type(module) is _SWIN.ShiftedWindowAttentionV2:
-        return WindowAttentionV2(module)
-    if type(module) is _MAXVIT.RelativePositionalMultiHeadAttention:
-        return PartitionAttention(module)
-    return None
+    make = _WINDOWS.get(type(module))
+    return None if make is None else make(module)
 
 
 def _own(module: nn.Module, need_weights: bool = False) -> nn.Module | None:
@@ -114,7 +113,7 @@ def rewrite_alike(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, s
     after = _Calls()
     try:
         with after.of(new):
-            alike = _agree(_outputs(model, input_shape), expected)
+            alike = agree(_outputs(model, input_shape), expected)
         alike = alike or _agree_exactly(model, input_shape, old, new)
         alike = alike and all(after.count[name] == before.count[name] for name in new)
     except Exception:  # whatever the user's forward asks of its modules
@@ -173,87 +172,13 @@ class _Calls:
 
 def _form_of(module: nn.Module, call: tuple[Any, ...] | None) -> str | None:
     """The form in which a module computes what it does."""
+    if call is None:  # it is not called at all
+        return None
     for form, make in FORMS.items():
         other = make(module)
-        if other is None or call is None:
-            continue
-        if form not in _ASKED or _does_the_same(module, other, call):
+        if other is not None and (form not in _ASKED or does_the_same(module, other, call)):
             return form
     return None
-
-
-def _does_the_same(module: nn.Module, other: nn.Module, call: tuple[Any, ...]) -> bool:
-    """Whether another module gives the outputs of one that people have written, whatever the
-    weights: in eval mode and, with every dropout taking nothing or all, in training; and can lose
-    a head, which that cannot.
-    """
-    (x, *more), named, _ = call
-    if more or named or not isinstance(x, Tensor) or x.dim() != 3:
-        return False
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(x.shape, generator=random)
-    theirs, ours = copied(module).eval(), copied(other).eval()
-    assert isinstance(ours, SelfAttention)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():  # they may be zero before training
-            spread = parameter.shape[-1] ** -0.5
-            parameter.copy_(spread * torch.randn(parameter.shape, generator=random))
-            ours.get_parameter(name).copy_(parameter)
-        if not _agree(theirs(x), ours(x)) or _loses_a_head(theirs, ours, x):
-            return False
-        theirs.train(), ours.train()
-        for lossy in ("", ours.parts.weights_dropout, ours.parts.dropout):
-            for model in (theirs, ours):
-                for name, one in model.named_children():
-                    if isinstance(one, nn.Dropout):
-                        one.p = float(name == lossy)
-            if not _agree(theirs(x), ours(x)):
-                return False
-    return True
-
-
-def _loses_a_head(module: nn.Module, other: SelfAttention, x: Tensor) -> bool:
-    """Whether a module computes with one head less as the other one does."""
-    if other.heads == 1:
-        return True
-    try:
-        return _agree(*(_one_head_less(one, other.parts)(x) for one in (module, other)))
-    except Exception:  # whatever its forward raises on widths that it did not expect
-        return False
-
-
-def _one_head_less(module: nn.Module, parts: Parts) -> nn.Module:
-    """A copy without the last head, whose attributes say so."""
-    smaller, inner = copied(module), parts.heads * parts.head_dim
-    gone = list(range(inner - parts.head_dim, inner))
-    blocks = 3 if len(parts.inward) == 1 else 1
-    for name in parts.inward:
-        layer = smaller.get_submodule(name)
-        kind = kind_of(layer)
-        assert kind is not None
-        kind.cut(layer, [], [block * inner + at for block in range(blocks) for at in gone])
-    outward = smaller.get_submodule(parts.outward)
-    kind = kind_of(outward)
-    assert kind is not None
-    kind.cut(outward, gone, [])
-    for name, value in list(vars(smaller).items()):
-        if type(value) is int and name in HEADS and value == parts.heads:
-            setattr(smaller, name, value - 1)
-        elif type(value) is int and value == inner:
-            setattr(smaller, name, inner - parts.head_dim)
-    return smaller
-
-
-def _agree(a: Any, b: Any, tolerance: float = _ALIKE) -> bool:
-    """Whether outputs are the same but for rounding."""
-    (ours, shape), (theirs, other) = tree_flatten(a), tree_flatten(b)
-    if shape != other or not all(isinstance(one, Tensor) for one in (*ours, *theirs)):
-        return False
-    return all(
-        one.shape == two.shape
-        and float((one - two).abs().max()) <= tolerance * max(float(two.abs().max()), 1e-30)
-        for one, two in zip(ours, theirs, strict=True)
-    )
 
 
 def _outputs(model: nn.Module, input_shape: tuple[int, ...]) -> list[Any]:
@@ -274,7 +199,7 @@ def _agree_exactly(
     _restore(model, new, old)
     expected = _outputs(copied(model).double(), input_shape)
     _restore(model, old, new)
-    return _agree(got, expected, _EXACT)
+    return agree(got, expected, _EXACT)
 
 
 def _restore(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amc.network.attention import attend
+from amc.network.attention import attend, of_pairs
 
 _MASKED = -100.0  # what Swin adds between positions that were no neighbours
 
@@ -38,7 +38,7 @@ class WindowAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """Of every head, for every pair of positions in a window: (1, heads, length, length)."""
-        return _of_pairs(self.relative_position_bias_table, self.relative_position_index)
+        return of_pairs(self.relative_position_bias_table, self.relative_position_index)
 
     def forward(self, x: Tensor) -> Tensor:
         """(images, height, width, channels) to the same shape."""
@@ -116,7 +116,7 @@ class WindowAttentionV2(WindowAttention):
 
     def position_bias(self) -> Tensor:
         table = self.cpb_mlp(self.relative_coords_table).flatten(0, 2)
-        return 16 * _of_pairs(table, self.relative_position_index).sigmoid()
+        return 16 * of_pairs(table, self.relative_position_index).sigmoid()
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float
@@ -147,13 +147,7 @@ class PartitionAttention(nn.Module):
         """(images, windows, length, channels) to the same shape."""
         parts = self.to_qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, self.head_dim))
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind()
-        mask = _of_pairs(self.relative_position_bias_table, self.relative_position_index)
+        mask = of_pairs(self.relative_position_bias_table, self.relative_position_index)
         done = attend(query, key, value, mask, scale=self.scale)[0]
         output: Tensor = self.merge(done.transpose(1, 2).flatten(2).unflatten(0, x.shape[:2]))
         return output
-
-
-def _of_pairs(table: Tensor, index: Tensor) -> Tensor:
-    """A table's rows (rows, heads) for every pair of positions: (1, heads, length, length)."""
-    length = math.isqrt(index.numel())
-    return table[index.flatten()].reshape(length, length, -1).permute(2, 0, 1).unsqueeze(0)

@@ -67,6 +67,8 @@ class ChannelSpace(RepairingSpace):
             self.network, groups, partial(self.report, "verifying coupled channels")
         )
         self.left_alone.update(failures)
+        for layer in {layer for item in verified for layer in item.fixed_macs}:
+            self.left_alone.pop(layer, None)  # it shrinks with what it contains
         self._verified = {item.group.name: item for item in verified}
         decisions = [self._decision(item.group) for item in verified]
         decisions = [decision for decision in decisions if len(decision.choices) > 1]

@@ -14,9 +14,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from amc.errors import UserError, first_line
@@ -150,8 +152,35 @@ def _traced(model: nn.Module, network: Network) -> LayerTable:
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
     if where.type != "meta":
         return trace(model, network.input_shape, network.name)
-    with torch.device("meta"):
+    with torch.device("meta"), _AttentionOfProcessors():
         return trace(model, network.input_shape, network.name)
+
+
+class _AttentionOfProcessors(TorchFunctionMode):
+    """Lets attention be the one operation that it is on a processor, where nothing is computed."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _fused(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    given = query, key, value, dropout_p, is_causal
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output: Tensor = attend(*given, attn_mask=attn_mask, scale=scale)[0]
+    return output
 
 
 def _measured(

@@ -20,7 +20,8 @@ from amc.compute import Compute
 from amc.data.datasets import Dataset
 from amc.deliver.formats import as_onnx
 from amc.errors import UserError
-from amc.network.attention import MultiheadAttention, SelfAttention
+from amc.network.attention import MultiheadAttention
+from amc.network.handwritten import SelfAttention
 from amc.network.kinds import kind_of
 from amc.network.layers import evaluating
 from amc.network.rewriting import restored, rewrite, rewrite_alike
@@ -149,6 +150,27 @@ class Separate(nn.Module):
         return self.out(x.transpose(1, 2).reshape(n, length, width))
 
 
+class InWindows(Fused):
+    """As the authors of Swin have it: a bias of positions, and a mask of each window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.randn(9, 4))
+        self.register_buffer("relative_position_index", torch.arange(16).view(4, 4) % 9)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = self.split(x)
+        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        products = q @ k.transpose(-2, -1) * self.scale
+        products = products + bias.view(length, length, -1).permute(2, 0, 1)
+        if mask is not None:
+            products = products.view(-1, len(mask), self.num_heads, length, length)
+            products = (products + mask.unsqueeze(1)).view(n, self.num_heads, length, length)
+        x = (self.attn_drop(products.softmax(-1)) @ v).transpose(1, 2).reshape(n, length, width)
+        return self.proj_drop(self.proj(x))
+
+
 class HeadsFirst(Fused):
     """Looks the same, but its projection has the heads outside of queries, keys and values."""
 
@@ -164,6 +186,20 @@ class Untrained(HeadsFirst):
     def __init__(self) -> None:
         super().__init__()
         nn.init.zeros_(self.proj.weight)
+
+
+class NamesOfOurs(Fused):
+    """Calls its projection as our module calls its number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = self.qkv
+        del self.qkv
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        n, length, _ = x.shape
+        qkv = self.heads(x).reshape(n, length, 3, self.num_heads, 24 // self.num_heads)
+        return qkv.permute(2, 0, 3, 1, 4).unbind()
 
 
 class DropsMore(Fused):
@@ -192,6 +228,13 @@ def itself(attention: nn.Module, x: Tensor) -> Tensor:
 
 def first_of_itself(attention: nn.Module, x: Tensor) -> Tensor:
     return attention(x)[0]
+
+
+def in_windows(attention: nn.Module, x: Tensor) -> Tensor:
+    mask = torch.full((4, 4, 4), -100.0, dtype=x.dtype, device=x.device).triu(1)
+    mask[0] = 0
+    x = attention(x.reshape(-1, 4, 24), mask=mask)
+    return (x + attention(x)).reshape(-1, 16, 24)
 
 
 def of_torch(**options: Any) -> nn.Module:
@@ -258,6 +301,7 @@ REWRITTEN: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "fused": (Fused, itself),
     "with_weights": (GivesWeights, first_of_itself),
     "separate": (Separate, itself),
+    "in_windows": (InWindows, in_windows),
     "torch": (lambda: of_torch(batch_first=True, dropout=0.1), _three),
     "masks": (lambda: of_torch(batch_first=True), _with_masks),
     "causal": (lambda: of_torch(batch_first=True, bias=False), _causal),
@@ -273,6 +317,7 @@ REWRITTEN: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 }
 LEFT: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "heads_first": (HeadsFirst, itself),
+    "names_of_ours": (NamesOfOurs, itself),
     "drops_more": (DropsMore, itself),
     "drops_the_output": (lambda: Separate(drops_output=True), itself),
     "ready": (Ready, itself),
@@ -468,7 +513,7 @@ def cut_heads(attention: Any, gone: list[int]) -> tuple[nn.Module, list[int]]:
     if isinstance(attention, WindowAttentionV2):
         attention.logit_scale = nn.Parameter(attention.logit_scale.detach()[kept])
         cut(attention.cpb_mlp[2], [], gone)
-    elif isinstance(attention, WindowAttention | PartitionAttention):
+    elif "relative_position_bias_table" in attention._parameters:
         table = attention.relative_position_bias_table.detach()[:, kept]
         attention.relative_position_bias_table = nn.Parameter(table)
     attention.heads = len(kept)
@@ -481,7 +526,9 @@ def cut(layer: nn.Module, gone_in: list[int], gone_out: list[int]) -> None:
     kind.cut(layer, gone_in, gone_out)
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", "swin_v2", "maxvit", "fused", "separate", "layer"])
+@pytest.mark.parametrize(
+    "name", ["vit", "swin", "swin_v2", "maxvit", "fused", "separate", "in_windows", "layer"]
+)
 def test_a_cut_of_heads_is_their_mask(name: str) -> None:
     network = Network.of(made(name), SHAPE)
     masked, smaller = network.model, copy.deepcopy(network.model)
