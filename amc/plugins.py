@@ -131,7 +131,12 @@ def _origin(name: str, path: str, kind: str) -> str:
 def _spec(name: str, places: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
-        spec = None if find is None else find(name, places, None)
+        if find is None:
+            continue
+        try:
+            spec = find(name, places, None)
+        except KeyError:  # a folder in a folder, neither a package: it asks for the outer's module
+            spec = find(name.rpartition(".")[2], places, None)
         if spec is not None:
             return spec  # type: ignore[no-any-return]
     return None

@@ -22,6 +22,7 @@ from amc.deliver.export import export
 from amc.deliver.finetune import finetune
 from amc.deliver.load import load
 from amc.errors import UserError
+from amc.network.models import build_model
 from amc.registry import lookup
 from amc.search import resume, search
 from amc.views.page import report
@@ -241,7 +242,7 @@ def test_a_module_that_cannot_be_imported(here: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nowhere_at_all:X", ":X", "a b:X", "someones_code.deeper:X", "..:X"]
+    "name", ["nowhere_at_all:X", "a.b.c:X", ":X", "a b:X", "someones_code.deeper:X", "..:X"]
 )
 def test_modules_that_are_not_there(here: Path, name: str) -> None:
     plugins.allow(name)
@@ -306,6 +307,16 @@ def test_looking_for_a_module_runs_nothing(here: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False
     )
     assert done.returncode == 0 and "would import package.inner" in done.stdout
+
+
+def test_a_module_in_folders_that_are_no_packages(here: Path) -> None:
+    (here / "outer" / "within").mkdir(parents=True)
+    (here / "homely.py").rename(here / "outer" / "within" / "homely.py")
+    name = "outer.within.homely:build"
+    with pytest.raises(UserError, match=r"would import outer.within.homely \(.*homely.py\)"):
+        build_model(name, 10, 1)
+    plugins.allow(name)
+    assert next(build_model(name, 10, 1).parameters()).shape == (16, 1, 3, 3)
 
 
 def test_what_a_users_code_raises_is_a_sentence(here: Path) -> None:
