@@ -286,9 +286,9 @@ class Recorder(TorchDispatchMode):
         return tuple(
             (layer, norm)
             for layer, norm, key in self._folds
-            if is_batchnorm(modules[norm])
+            if self._calls[layer] == self._calls[norm] == 1  # so these are no later calls
+            and is_batchnorm(modules[norm])
             and self.buffers[key].readers == 1
-            and self._calls[layer] == self._calls[norm] == 1
             and self._by_its_weights(modules[layer], sizes[layer])
         )
 
