@@ -17,6 +17,7 @@ from amc.evaluate.outcome import Outcome
 from amc.registry import HANDCRAFTED
 
 HANDFUL = 3  # evaluations that are no curve yet
+_LONGEST = 26  # letters of a name below an axis: more would leave no room for the axes
 SHADED = 3  # seeds; the interval of two (Student's t: 12.7 standard errors) hides all else
 
 _PHASES = {
@@ -103,7 +104,8 @@ def draw_ratios(axes: Any, best: dict[str, Any]) -> None:
         title=f"Best strategy: episode {best['episode']} ({best['phase']})",
     )
     step = max(1, len(names) // 40)
-    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
+    shown = [name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}" for name in names]
+    axes.set_xticks(range(0, len(names), step), shown[::step], rotation=90, fontsize=7)
 
 
 def draw_finetune(

@@ -67,7 +67,10 @@ def layers(table: LayerTable, ms: float) -> Table:
     """What costs MACs: the layers, what belongs to no layer, and the whole network with its
     measured latency.
     """
-    shown = Table("layer", "kind", "in", "out", "kernel", "output", "MACs", "params")
+    shown = Table()
+    shown.add_column("layer", overflow="fold", min_width=12)
+    for column in ("kind", "in", "out", "kernel", "output", "MACs", "params"):
+        shown.add_column(column)
     for layer in table:
         if layer.is_weighted:
             kernel, size = ("x".join(map(str, pair)) for pair in (layer.kernel, layer.output_size))

@@ -27,6 +27,14 @@ WORSE = 1.01  # what repair may add to the error
 TOUCHED = 0.1  # of the MACs: less is only partly
 
 
+def decided(space: ChannelSpace) -> float:
+    """The part of the MACs that is of layers, or of the rest, which some decision shrinks."""
+    table, least = space.network.table, space.resize(space.smallest)
+    rows = [(one.macs, other.macs) for one, other in zip(table, least, strict=True)]
+    rows.append((table.rest.macs, least.rest.macs))
+    return sum(whole for whole, left in rows if left < whole) / table.macs
+
+
 @dataclass
 class Findings:
     """What the checks have found of one network so far; None where no check has come to it."""
@@ -128,17 +136,10 @@ class Examination:
         self.space = ChannelSpace(self.network, options, self.calibration)
         self.space.fresh = self.judging
         self.found.decisions = len(self.space.decisions)
-        self.found.macs_decided = self._decided()
+        self.found.macs_decided = decided(self.space)
         if full := [why for why in self.space.left_alone.values() if "allocate memory" in why]:
             raise MemoryError(full[0])
         self.found.bind_seconds = time.perf_counter() - start
-
-    def _decided(self) -> float:
-        """The part of the MACs that is of layers, or of the rest, which some decision shrinks."""
-        table, least = self.network.table, self.space.resize(self.space.smallest)
-        rows = [(one.macs, other.macs) for one, other in zip(table, least, strict=True)]
-        rows.append((table.rest.macs, least.rest.macs))
-        return sum(whole for whole, left in rows if left < whole) / table.macs
 
     def count(self) -> None:
         said = self.space.cost({})

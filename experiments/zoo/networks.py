@@ -69,15 +69,17 @@ def names() -> list[str]:
 
 def build(name: str) -> nn.Module:
     """A network in eval mode, the same at every call, no two channels of which are alike."""
-    source, _, network = name.partition("/")
     torch.manual_seed(0)
+    return uneven(unbuilt(name)).eval()
+
+
+def unbuilt(name: str) -> nn.Module:
+    """A network as its maker makes it."""
+    source, _, network = name.partition("/")
     if source == "timm":
-        model = timm.create_model(network, pretrained=False, num_classes=CLASSES)
-    else:
-        slow = {"init_weights": False} if network in ("googlenet", "inception_v3") else {}
-        get = torchvision.models.get_model
-        model = get(network, weights=None, num_classes=CLASSES, **slow)
-    return uneven(model).eval()
+        return timm.create_model(network, pretrained=False, num_classes=CLASSES)
+    slow = {"init_weights": False} if network in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(network, weights=None, num_classes=CLASSES, **slow)
 
 
 def uneven(model: nn.Module) -> nn.Module:
