@@ -32,6 +32,12 @@ COLUMNS = (
 LARGEST = 250_000_000  # parameters: more do not fit beside their copies into 10 GB
 
 
+def params_of(name: str) -> int:
+    """As torchvision says of its weights."""
+    weights = networks.torchvision.models.get_model_weights(name.partition("/")[2])
+    return int(next(iter(weights)).meta["num_params"])
+
+
 def row_of(name: str) -> dict[str, object]:
     model = networks.build(name)
     size = networks.smallest_size(model)
@@ -83,14 +89,13 @@ def main() -> None:
         print(table(rows))
         return
     torch.set_num_threads(1)
-    names = [name for name in networks.names() if name.startswith("torchvision/")]
-    for name in names:
+    names = (name for name in networks.names() if name.startswith("torchvision/"))
+    sizes = {name: params_of(name) for name in names}
+    for name in sorted(sizes, key=sizes.__getitem__):  # the small ones first
         if name.partition("/")[2] in rows:
             continue
-        with torch.device("meta"):
-            params = sum(p.numel() for p in networks.unbuilt(name).parameters())
-        if params > LARGEST:
-            print(f"{name}: {params:,} parameters, passed over", flush=True)
+        if sizes[name] > LARGEST:
+            print(f"{name}: {sizes[name]:,} parameters, passed over", flush=True)
             continue
         row = {key: str(value) for key, value in row_of(name).items()}
         rows[row["network"]] = row
