@@ -42,7 +42,7 @@ class VerifiedGroup:
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_LEAST = 1e-6  # of the largest output, in `outputs_differ`
+_LEAST = 1e-6  # of the largest output, at least, in `_varying`
 _CLEAR, _EXACT = 1e-5, 1e-8  # of what varies, in float32 and in float64
 _DIFFERS = "cutting it is not the same as masking it"
 
@@ -171,16 +171,27 @@ def _measured(
 
 
 def outputs_differ(smaller: nn.Module, reference: nn.Module, image: Tensor) -> float:
-    """The largest difference between the outputs of two networks, as a part of what varies between
-    images; inf where they cannot be compared.
+    """The largest difference between the outputs of two networks, as a part of the largest output;
+    inf where they cannot be compared.
     """
-    with evaluating(smaller), evaluating(reference):
-        got, got_shape = tree_flatten(smaller(image))
-        expected, expected_shape = tree_flatten(reference(image))
+    return max(apart(a, b) for a, b in _outputs(smaller, reference, image))
+
+
+def differ_by_variation(smaller: nn.Module, reference: nn.Module, images: Tensor) -> float:
+    """The same as a part of what varies between images: before training that may be little."""
+    pairs = _outputs(smaller, reference, images)
+    return max(float((a - b).abs().max() / _varying(b)) for a, b in pairs)
+
+
+def _outputs(one: nn.Module, other: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The tensors that both give; a pair that is infinitely apart where they cannot be compared."""
+    with evaluating(one), evaluating(other):
+        got, got_shape = tree_flatten(one(images))
+        expected, expected_shape = tree_flatten(other(images))
     pairs = [(a, b) for a, b in zip(got, expected, strict=False) if isinstance(b, Tensor)]
     if got_shape != expected_shape or any(a.shape != b.shape for a, b in pairs):
-        return float("inf")
-    return max(float((a - b).abs().max() / _varying(b)) for a, b in pairs)
+        return [(torch.tensor([torch.inf]), torch.ones(1))]
+    return pairs
 
 
 def _varying(output: Tensor) -> Tensor:
@@ -203,14 +214,14 @@ def cut_is_mask(network: Network, smaller: nn.Module, cuts: Cuts) -> bool:
     """
     image = example_input(network.model, network.input_shape, batch=2)
     with masking(network.model, cuts):
-        if outputs_differ(smaller, network.model, image) <= _CLEAR:
+        if differ_by_variation(smaller, network.model, image) <= _CLEAR:
             return True
     whole = copied(network.model).double()
     exact = cut(whole, cuts)
     if not _same_values(smaller, exact):
         return False
     with masking(whole, cuts):
-        return outputs_differ(exact, whole, image.double()) <= _EXACT
+        return differ_by_variation(exact, whole, image.double()) <= _EXACT
 
 
 def _same_values(one: nn.Module, other: nn.Module) -> bool:
